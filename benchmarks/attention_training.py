@@ -66,7 +66,7 @@ def _by_length(length: int, kind: Any) -> dict[str, Any]:
     tensors, grad = _drawn(length, kind)
     q, k, v = tensors
     fused = _timed(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True), tensors, grad)
-    ours = _timed(lambda: HalfAttention.apply(q, k, v, None, True, WIDTH**-0.5), tensors, grad)
+    ours = _timed(lambda: HalfAttention.apply(q, k, v, None, True, None, WIDTH**-0.5), tensors, grad)
     return {"forward": fused[0], "fused": fused[1], "ours": ours[1]}
 
 

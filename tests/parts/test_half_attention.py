@@ -56,6 +56,8 @@ def views() -> dict[str, tuple[View, int]]:
         "padding": (view(CAUSAL, 150, keep=padding), 4),
         "documents": (view(CAUSAL, 150, mine=mine, theirs=mine), 2),
         "window": (view(CAUSAL & Window(20), 320), 4),
+        "window above a block": (view(CAUSAL & Window(200), 600), 2),
+        "window above the text": (view(CAUSAL & Window(149), 150), 4),
         "window and padding": (view(CAUSAL & Window(20), 320, keep=torch.arange(320) >= torch.tensor([[9], [0]])), 2),
     }
 
@@ -81,6 +83,15 @@ def test_values_are_the_fused_ones_bit_for_bit() -> None:
     q, k, v, _ = drawn(2, 2, 96, 96)
     ours = half.attention(q.requires_grad_(), k, v, None, True, None)
     assert torch.equal(ours, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def test_windows_make_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A causal window, above and below half of the text, is read by its pieces; a window above the text is none."""
+    made = Mock(side_effect=AssertionError("a mask of all pairs was made"))
+    monkeypatch.setattr(View, "tensor", made)
+    for left, count in ((20, 320), (200, 320), (319, 320)):
+        tensors = drawn(2, 2, count, count)
+        assert found(tensors, View(CAUSAL & Window(left), 0, count, 0, count, device=CPU), "auto")[0].shape[2] == count
 
 
 def test_a_query_that_sees_nothing_has_no_gradient() -> None:
@@ -131,12 +142,14 @@ def test_a_model_learns_the_same_with_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.slow
-def test_a_compiled_model_uses_it() -> None:
+@pytest.mark.parametrize("mask", [None, Window(20)])
+def test_a_compiled_model_uses_it(mask: Mask | None) -> None:
     """Gradients of a compiled model are those of the model as it is, to rounding."""
     ids = torch.randint(0, 128, (2, 96), generator=torch.Generator().manual_seed(0))
     found = []
     for compiled in (False, True):
         model = af.build("llama", "tiny", seed=0, context=96, depth=1).train()
+        model.blocks[0].mixer.mask = mask
         run = torch.compile(model, fullgraph=True) if compiled else model
         with torch.autocast("cpu", torch.bfloat16), torch.profiler.profile() as profile:
             run(ids).logits.float().square().mean().backward()

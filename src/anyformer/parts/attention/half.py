@@ -30,12 +30,13 @@ from anyformer.parts.attention.continued import FORWARD
 AMX = getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # its products are so fast that fewer, larger ones win
 BLOCK = 256 if AMX else 128  # keys at a time
 PIECE = 1 << (21 if AMX else 20)  # weights at a time: two tensors of 4 or 2 MB
+ROWS = 256  # queries at a time under a window, in the forward pass
 LEAST = 1 << 12  # weights of a head, below which calls cost more than they save
 COLUMNS = 2  # of a number of float32
 SUPPORTED = any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 SCHEMA = (
     "half_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor y, Tensor sums, "
-    "bool causal, float scale) -> (Tensor, Tensor, Tensor)"
+    "bool causal, int? window, float scale) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -55,14 +56,18 @@ def faster(q: Tensor, k: Tensor, v: Tensor, over: Tensor | None, dropout: float)
     return q.shape[2] * k.shape[2] >= LEAST  # last: a question about an open size would close it
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, window: int | None = None
+) -> Tensor:
     """softmax(scale q k^T, over visible pairs) v; a query that sees nothing gives 0.
+
+    `window`: of a causal text, the largest distance of a key; time and memory are O(T window).
 
     Shapes: q (B, H, T, K), k and v (B, H, S, K), mask of booleans that broadcasts to (B, H, T, S) -> (B, H, T, K).
     """
     q, k, v = (t.to(torch.bfloat16) for t in (q, k, v))
     with torch.autocast("cpu", enabled=False):
-        y: Tensor = HalfAttention.apply(q, k, v, mask, causal, q.shape[-1] ** -0.5 if scale is None else scale)
+        y: Tensor = HalfAttention.apply(q, k, v, mask, causal, window, q.shape[-1] ** -0.5 if scale is None else scale)
     return y
 
 
@@ -70,13 +75,22 @@ class HalfAttention(torch.autograd.Function):
     """`attention` of bfloat16."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
-        added = None
-        if mask is not None:  # as PyTorch does
-            added = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-        y, sums = FORWARD(q, k, v, 0.0, causal, attn_mask=added, scale=scale)
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        window: int | None,
+        scale: float,
+    ) -> Tensor:
+        if window is None:
+            y, sums = FORWARD(q, k, v, 0.0, causal, attn_mask=None if mask is None else _added(mask, q), scale=scale)
+        else:
+            y, sums = _windowed(q, k, v, window, scale)
         ctx.save_for_backward(q, k, v, mask, y, sums)
-        ctx.causal, ctx.scale = causal, scale
+        ctx.causal, ctx.window, ctx.scale = causal, window, scale
         return y
 
     @staticmethod
@@ -84,7 +98,31 @@ class HalfAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, mask, y, sums = ctx.saved_tensors
         run = torch.ops.anyformer.half_attention_backward if traced() else gradients
-        return *run(grad, q, k, v, mask, y, sums, ctx.causal, ctx.scale), None, None, None
+        return *run(grad, q, k, v, mask, y, sums, ctx.causal, ctx.window, ctx.scale), None, None, None, None
+
+
+def _added(mask: Tensor, q: Tensor) -> Tensor:
+    """Booleans as PyTorch's kernel adds them to scores."""
+    return torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+
+
+def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The forward pass of a causal text under a window, and its log sums (B, H, T). Pieces inside the text have one
+    mask."""
+    found = []
+    masks: dict[tuple[int, int], Tensor] = {}
+    for start in range(0, q.shape[2], ROWS):
+        stop = min(start + ROWS, q.shape[2])
+        low = max(0, start - window)
+        size = stop - start, stop - low
+        if size not in masks:
+            back = torch.arange(start, stop)[:, None] - torch.arange(low, stop)
+            masks[size] = _added((back >= 0) & (back <= window), q)[None, None]
+        s = slice(low, stop)
+        piece = q[:, :, start:stop], k[:, :, s], v[:, :, s]
+        found.append(FORWARD(*piece, 0.0, False, attn_mask=masks[size], scale=scale))
+    ys, sums = zip(*found, strict=True)
+    return torch.cat(ys, 2), torch.cat(sums, 2)
 
 
 def gradients(
@@ -96,6 +134,7 @@ def gradients(
     y: Tensor,
     sums: Tensor,
     causal: bool,
+    window: int | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k, v from that of the output y, and the log sums (B, H, T) of the forward pass."""
@@ -105,7 +144,8 @@ def gradients(
         which = torch.arange(len(hidden)).view(mask.shape[:2]).expand(rows).flatten()  # (B H,)
     q, k, v, grad, y, sums = (t.flatten(0, 1) for t in (q, k, v, grad, y, sums))
     dq, dk, dv = torch.zeros(q.shape, dtype=torch.float32), torch.empty_like(k), torch.empty_like(v)
-    heads = max(1, PIECE // (queries * min(BLOCK, keys)))
+    far = queries if window is None else window
+    heads = max(1, PIECE // (min(queries, far + BLOCK) * min(BLOCK, keys)))
     for first in range(0, len(q), heads):
         h = slice(first, first + heads)
         own = torch.linalg.vecdot(grad[h].float(), y[h].float())  # (h, T)
@@ -113,10 +153,11 @@ def gradients(
         found, said = _beside(k[h]), _beside(v[h])
         for low in range(0, keys, BLOCK):
             s = slice(low, low + BLOCK)
-            t = slice(low if causal else 0, queries)
+            t = slice(low if causal else 0, min(queries, low + BLOCK + far))
             p = _product(asked[:, t], found[:, s], scale).exp_()  # (h, T, s)
             if causal:
                 p[:, :BLOCK].tril_()
+                p[:, far:].triu_()  # keys that have left the window
             if mask is not None:
                 p.masked_fill_(hidden[which[h], t, s], 0.0)
             dv[h, s] = p.mT @ grad[h, t]

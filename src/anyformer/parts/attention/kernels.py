@@ -1,7 +1,8 @@
 """Attention kernels. All give the same numbers; a query that sees nothing gives 0, with gradient 0.
 
 The rule of "auto", from the top:
-  1. the keys in reach are fewer than half of all, and there are many queries (`View.local`): "chunked"
+  1. the keys in reach are fewer than half of all, and there are many queries (`View.local`): "chunked"; with gradients
+     in bfloat16 on a CPU, under a causal window, by the backward pass of `parts/attention/half.py`
   2. several documents share rows, and are far fewer pairs than the rows: one after the other (`View.cuts`)
   3. a bias can be computed in pieces, or scores are capped, and there are many queries (`View.long`): "chunked", too:
      its pieces stay in the processor's cache, and in a decoder they are half as many as all pairs
@@ -73,6 +74,9 @@ def attend(
         return continued.Continued.apply(q, k, v, scale)
     if kernel == "auto" and bias is None and cap is None and view.cuts:
         return _by_document(q, k, v, view, scale, dropout)
+    window = view.causal_window() if kernel == "auto" and bias is None and cap is None else None
+    if window is not None and half.faster(q, k, v, None, dropout):
+        return _sdpa(q, k, v, None, None, scale, dropout, True, window)
     if kernel == "auto":
         kernel = _choice(view, bias, dropout, cap)
     if kernel == "chunked":
@@ -196,13 +200,14 @@ def _sdpa(
     scale: float | None,
     dropout: float,
     causal: bool,
+    window: int | None = None,
 ) -> Tensor:
     heads, groups = q.shape[1], k.shape[1]
     if bias is not None and mask is not None:
         bias = bias.masked_fill(~mask, float("-inf"))
     over = mask if bias is None else bias
     if heads == groups:
-        return _fused(q, k, v, over, dropout, causal, scale)
+        return _fused(q, k, v, over, dropout, causal, scale, window)
     if q.shape[2] == 1:  # one query: the heads of a group take the axis of the queries, and no key is copied
         folded = q.unflatten(1, (groups, heads // groups)).squeeze(3)  # (B, G, H/G, K)
         if bias is not None:
@@ -213,15 +218,22 @@ def _sdpa(
         k, v = (t.expand(-1, heads, -1, -1) for t in (k, v))
     else:
         k, v = (t.repeat_interleave(heads // groups, 1) for t in (k, v))
-    return _fused(q, k, v, over, dropout, causal, scale)
+    return _fused(q, k, v, over, dropout, causal, scale, window)
 
 
 def _fused(
-    q: Tensor, k: Tensor, v: Tensor, over: Tensor | None, dropout: float, causal: bool, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    over: Tensor | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    window: int | None,
 ) -> Tensor:
     """PyTorch's fused attention, in bfloat16 on a CPU with a backward pass of its own. `over`: mask, or bias."""
-    if half.faster(q, k, v, over, dropout):
-        return half.attention(q, k, v, over, causal, scale)
+    if window is not None or half.faster(q, k, v, over, dropout):
+        return half.attention(q, k, v, over, causal, scale, window)
     return F.scaled_dot_product_attention(q, k, v, over, dropout, causal, scale=scale)
 
 
@@ -235,17 +247,17 @@ def _chunked(
     dropout: float,
     cap: float | None,
 ) -> Tensor:
-    """Attention of `CHUNK` queries at a time to the keys in their reach: time and memory O(T x window) instead of O(T x
-    S)."""
+    """Attention of `view.chunk` queries at a time to the keys in their reach: time and memory O(T x window) instead of
+    O(T x S)."""
     out, keys_of, values_of = [], reader(k), reader(v)
-    for start, rows in zip(range(0, view.count, CHUNK), q.split(CHUNK, 2), strict=True):
-        part = view.rows(start, min(start + CHUNK, view.count))
+    for start, rows in zip(range(0, view.count, view.chunk), q.split(view.chunk, 2), strict=True):
+        part = view.rows(start, min(start + view.chunk, view.count))
         low = part.key - view.key
         high = low + part.keys
         if callable(bias):
             near: Tensor | None = bias(part)
         else:
-            near = None if bias is None else bias[:, :, start : start + CHUNK, low:high]
+            near = None if bias is None else bias[:, :, start : start + view.chunk, low:high]
         some, seen = (keys_of(low, high), values_of(low, high)), part.tensor()
         if cap is None:
             out.append(_sdpa(rows, *some, seen, near, scale, dropout, causal=False))

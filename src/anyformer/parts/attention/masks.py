@@ -255,8 +255,16 @@ class View:
 
     def plainly_causal(self) -> bool:
         """True for a lower triangle and nothing else: fused kernels need no tensor for it."""
-        plain = self.mask == CAUSAL and self.keep is None and self.mine is None
-        return plain and bool(self.count == self.keys and self.query == self.key)
+        if self.mask != CAUSAL:
+            window = self.causal_window()
+            return window is not None and self.count <= window + 1
+        return self.keep is None and self.mine is None and bool(self.count == self.keys and self.query == self.key)
+
+    def causal_window(self) -> int | None:
+        """The largest distance of a key, of a text under a causal window and nothing else; None for other views."""
+        left = self.mask.reach()[0]
+        plain = self.keep is None and self.mine is None and self.mask == CAUSAL & Window(left) and not self.open()
+        return left if plain and self.count == self.keys and self.query == self.key else None
 
     def continues(self) -> bool:
         """True if the queries are the last tokens of a plain text, and there are keys before them."""
@@ -279,6 +287,11 @@ class View:
             return False
         left, right = self.mask.reach()
         return self.count > CHUNK and 2 * (left + right + CHUNK) < self.keys
+
+    @property
+    def chunk(self) -> int:
+        """Queries at a time in local attention: under a wide window twice as many, which have most keys in common."""
+        return 2 * CHUNK if 4 * CHUNK <= sum(self.mask.reach()) < FAR else CHUNK
 
     def long(self) -> bool:
         """True if there are enough queries to process them in chunks."""
