@@ -34,7 +34,7 @@ def small(folder: Path, tmp_path: Path, *more: str) -> tuple[str, ...]:
     return ("compress", str(folder), "--to", "int4", "--group", "8", "--out", str(tmp_path / "out"), *more)
 
 
-@pytest.mark.parametrize("method", ["rtn", "hqq", "gptq", "awq"])
+@pytest.mark.parametrize("method", ["rtn", "hqq", "gptq", "awq", "signround"])
 def test_the_smaller_model_is_read_by_all_verbs(cli: Any, decoder: Path, tmp_path: Path, method: str) -> None:
     code, out, err = cli(*small(decoder, tmp_path, "--method", method))
     assert code == 0, err

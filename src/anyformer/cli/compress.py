@@ -18,7 +18,7 @@ def compress(
     *,
     out: str | Path,
     to: Literal["int8", "int4", "int3"] | None = None,
-    method: Literal["rtn", "hqq", "gptq", "awq"] = "rtn",
+    method: Literal["rtn", "hqq", "gptq", "awq", "signround"] = "rtn",
     group: int = 32,
     zeros: Literal["any", "whole"] = "any",
     finer: float = 0.0,
@@ -47,7 +47,8 @@ def compress(
         model: a directory, a .gguf file, a hub id, or real weights by name.
         out: the directory to write.
         to: bits of the matrices; tables of tokens, and heads with a row for each, have 8.
-        method: rtn rounds to nearest, hqq fits the zeros; gptq and awq look at inputs of a real text.
+        method: rtn rounds to nearest, hqq fits the zeros; gptq, awq and signround look at inputs of a real text, and
+            signround learns from them, which takes longest.
         group: inputs that share a scale and a zero.
         zeros: whole: zeros are whole numbers, as `anyformer convert --to onnx` needs them.
         finer: a share, e.g. 0.2: matrices that move the model most have 8 bits, while all are at most so much larger.

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from anyformer.compress import awq, rounding
 from anyformer.compress.calibrate import Seen, calibrate, check
 from anyformer.compress.held import Inputs
+from anyformer.compress.learned import learn
 from anyformer.core.rewrite import replace, select
 from anyformer.core.slots import Head
 from anyformer.parts.embeddings import Table
 from anyformer.parts.moe import MoE, Router
 from anyformer.parts.quantised import Grid, grid_of
 
-Method = Literal["rtn", "hqq", "gptq", "awq"]
+Method = Literal["rtn", "hqq", "gptq", "awq", "signround"]
 FINE = 8  # bits of tables of tokens and of heads with a row for each: close scores are decided there
 FEW = 64  # tokens that an expert must meet to be calibrated
 
@@ -147,14 +148,16 @@ def quantise(model: Any, work: Work, batches: Sequence[Inputs] = ()) -> None:
     """Rounds the matrices of a plan, in place, and notes what it did.
 
     Args:
-        batches: real inputs, for gptq and awq.
+        batches: real inputs, for gptq, awq and signround.
 
     Raises:
         ValueError: naming the path, for a matrix that cannot be rounded, or that missed a batch.
     """
     modules: dict[str, Any] = {e.path: model.get_submodule(e.path) for e in work.changed}
     seen: dict[str, Seen] = {}
-    if work.method in ("gptq", "awq"):
+    before: dict[str, Tensor] = {}
+    known: dict[str, rounding.Rounded] = {}
+    if work.method in ("gptq", "awq", "signround"):
         linears = {path: m for path, m in modules.items() if isinstance(m, nn.Linear)}
         seen = calibrate(model, linears, batches)
         routed = {p for p in linears if any(p.startswith(f"{at}.experts.") for at in _mixtures(model))}
@@ -165,12 +168,17 @@ def quantise(model: Any, work: Work, batches: Sequence[Inputs] = ()) -> None:
             same = {e.path for e in work.changed if e.bits == lowest} - work.notes.keys()
             met = {path: m for path, m in linears.items() if path in same}
             work.folded = awq.fold(model, met, seen, batches[0], lowest, work.group)
+        if work.method == "signround":
+            wanted = {e.path: e.bits for e in work.changed if e.path in linears and e.path not in work.notes and e.bits}
+            before = {path: linears[path].weight.detach().clone() for path in wanted}
+            known = learn(model, wanted, work.group, work.whole, batches)
     made: dict[str, Grid] = {}
     for entry in work.changed:
         assert entry.bits is not None
         base = modules[entry.path]
         try:
-            rounded = _rounded(base.weight, entry, work, seen.get(entry.path))
+            weight = before.get(entry.path, base.weight)
+            rounded = _rounded(weight, entry, work, seen.get(entry.path), known.get(entry.path))
         except ValueError as error:
             raise ValueError(f"{entry.path}: {error}") from None
         made[entry.path] = grid_of(base, entry.bits, work.group)
@@ -193,7 +201,9 @@ def _unmet(seen: dict[str, Seen], routed: set[str]) -> dict[str, str]:
     return notes
 
 
-def _rounded(weight: Tensor, entry: Entry, work: Work, seen: Seen | None) -> rounding.Rounded:
+def _rounded(
+    weight: Tensor, entry: Entry, work: Work, seen: Seen | None, known: rounding.Rounded | None
+) -> rounding.Rounded:
     bits, group = entry.bits, work.group
     assert bits is not None
     if work.method == "hqq":
@@ -204,9 +214,9 @@ def _rounded(weight: Tensor, entry: Entry, work: Work, seen: Seen | None) -> rou
     least = rounding.output_error(weight.float(), plain.matrix(), seen.mean)
     if work.method == "awq":
         return plain
-    made = rounding.gptq(weight, bits, group, seen.mean, work.whole)
+    made = known or rounding.gptq(weight, bits, group, seen.mean, work.whole)
     error = rounding.output_error(weight.float(), made.matrix(), seen.mean)
-    if error > least:
+    if error > least and not known:
         work.notes[entry.path] = "gptq had the larger error: rounded to nearest"
         made, error = plain, least
     work.errors[entry.path] = error, least

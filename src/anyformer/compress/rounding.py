@@ -1,4 +1,4 @@
-"""Whole numbers for one matrix: four ways to round it to a grid.
+"""Whole numbers for one matrix: five ways to round it to a grid.
 
     W_ij ≈ scale_ig (q_ij - zero_ig)        0 <= q < 2^bits        g = the group of input j
 
@@ -8,6 +8,7 @@
 | hqq | nothing | the zeros that make the error sparse, |W - Wq|^0.7 (Badri and Shaji, 2023) |
 | gptq | inputs x | column by column; those to come make up for its error (Frantar et al., 2022; arXiv:2210.17323) |
 | awq | inputs x | inputs with large values are scaled up before (Lin et al., 2023; arXiv:2306.00978; `compress.awq`) |
+| signround | inputs x | learns offsets and grids from what blocks answer (Cheng et al., 2023; `compress.learned`) |
 
 The error that counts is that of the outputs, sum_o e_o H e_o^T with e = W - Wq and H = mean x x^T. O outputs, I inputs,
 G groups, g inputs of a group.
@@ -54,8 +55,7 @@ def grid(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     """
     if not matrix.isfinite().all():
         raise ValueError("it holds infinities or NaN")
-    groups = _groups(matrix, group)  # (O, G, g)
-    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    low, high = _ends(matrix, group)
     scale = (high - low) / (2**bits - 1)
     if bool((scale > MOST).any()):
         raise ValueError(f"its weights reach {float(matrix.abs().max()):.3g}, too much for a scale of 16 bits")
@@ -80,10 +80,10 @@ def half_quadratic(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tenso
     Each step shrinks the present errors d to e = sign(d) max(|d| - |d|^(p - 1) / beta, 0), and takes as zero the mean
     of q - (W - e) / scale, until the mean error no longer falls.
     """
-    groups = _groups(matrix, group)  # (O, G, g)
+    groups = grouped(matrix, group)  # (O, G, g)
     scale, zero = (t[..., None] for t in grid(matrix, bits, group))
     best = math.inf
-    real = _groups(torch.ones_like(matrix[:1]), group)  # (1, G, g) without the padding
+    real = grouped(torch.ones_like(matrix[:1]), group)  # (1, G, g) without the padding
     for _ in range(STEPS):
         q = (groups / scale + zero).round().clamp(0, 2**bits - 1)
         off = groups - (q - zero) * scale
@@ -137,23 +137,37 @@ def output_error(matrix: Tensor, rounded: Tensor, products: Tensor) -> float:
 
 
 def _nearest(matrix: Tensor, scale: Tensor, zero: Tensor, bits: int, group: int) -> Rounded:
-    groups = _groups(matrix, group)
+    groups = grouped(matrix, group)
     q = (groups / scale[..., None] + zero[..., None]).round().clamp(0, 2**bits - 1)
     return Rounded(q.flatten(1)[:, : matrix.shape[1]].to(torch.uint8), scale, zero, group)
 
 
-def _groups(matrix: Tensor, group: int) -> Tensor:
+def grouped(matrix: Tensor, group: int) -> Tensor:
     """(O, I) -> (O, G, g), with zeros at the end."""
     return F.pad(matrix, (0, -matrix.shape[1] % group)).unflatten(1, (-1, group))
 
 
+def _ends(matrix: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """The smallest weight of a group, or 0, and the largest, or 0: (O, G)."""
+    groups = grouped(matrix, group)  # (O, G, g)
+    return groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+
+
 def _halves(matrix: Tensor, bits: int, group: int, whole: bool = False) -> tuple[Tensor, Tensor]:
-    """The grid in 16 bits; the zero belongs to the rounded scale, or the scale to the whole zero."""
-    scale, zero = grid(matrix.float(), bits, group)
+    grid(matrix.float(), bits, group)  # for its errors
+    return stored(*_ends(matrix.float(), group), bits, whole)
+
+
+def stored(low: Tensor, high: Tensor, bits: int, whole: bool = False) -> tuple[Tensor, Tensor]:
+    """Scales and zeros of grids between two ends, as they are stored, in 16 bits: the zero belongs to the rounded
+    scale, or the scale to the whole zero."""
+    most = 2**bits - 1
+    scale = ((high - low) / most).clamp(min=LEAST)
+    zero = -low / scale
     if not whole:
-        half = _half(scale.clamp(min=LEAST))
+        half = _half(scale)
         return half, _half(zero * scale / half)
-    most, low, high = 2**bits - 1, -zero * scale, (2**bits - 1 - zero) * scale
+    low, high = -zero * scale, (most - zero) * scale
     zero = zero.round().clamp(1, most)
     above = torch.where(zero < most, high / (most - zero).clamp(min=1), 0.0)  # both ends stay on the grid
     return _half(torch.maximum(-low / zero, above).clamp(LEAST, MOST)), zero

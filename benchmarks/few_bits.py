@@ -1,0 +1,145 @@
+"""The matrices of a model's blocks in 4 and 3 bits, by our methods and by the packages hqq and auto-round.
+
+    python -m benchmarks.few_bits minilm [--bits 4 3] [--doc docs/compress.md]
+
+One model, one run, one text: its first half calibrates, the second compares (`compress.held`). Everybody rounds the
+same matrices, in groups of 32 with a scale and a zero. Of the packages, the numbers that they chose are put in our
+model, so what is compared is numbers, not files. auto-round (Cheng et al., 2023; arXiv:2309.05516) learns its rounding,
+by transformers' own model read from the directory that ours was written to. A package that is not there is a row with
+the reason: pip install --no-deps hqq auto-round accelerate py-cpuinfo threadpoolctl
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.metadata
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from anyformer import hub
+from anyformer.cli import models
+from anyformer.compress import compare, few
+from anyformer.compress.held import Held, inputs_of
+from anyformer.core.machine import conditions, processor
+
+GROUP, ITERATIONS = 32, 200  # inputs that share a scale; steps of auto-round a block, its own default
+FILE = "model.safetensors"
+
+
+def matrices(model: Any, bits: int) -> list[few.Entry]:
+    """The matrices of the blocks, which everybody rounds."""
+    return [e for e in few.plan(model, bits, GROUP) if e.bits == bits and e.path.startswith("blocks.")]
+
+
+def ours(model: Any, method: Any, held: Held, bits: int, whole: bool = False) -> Any:
+    """A copy, rounded by one of our methods."""
+    made = copy.deepcopy(model)
+    few.quantise(made, few.Work(method, GROUP, matrices(made, bits), whole), held.calibrate)
+    return made
+
+
+@torch.no_grad()
+def hqq(model: Any, bits: int) -> Any:
+    """A copy with the numbers that the package hqq chooses."""
+    from hqq.core.quantize import Quantizer
+
+    made = copy.deepcopy(model)
+    for entry in matrices(made, bits):
+        weight = made.get_submodule(entry.path).weight
+        options = {"group_size": GROUP, "axis": 1, "device": "cpu", "compute_dtype": torch.float32}
+        codes, meta = Quantizer.quantize(weight.data, nbits=bits, **options)
+        weight.copy_(Quantizer.dequantize(codes, meta).reshape(weight.shape))
+    return made
+
+
+def auto_round(model: Any, held: Held, bits: int) -> Any:
+    """The model with the numbers that auto-round learns from the half that calibrates."""
+    import safetensors.torch
+    import transformers
+    from auto_round import AutoRound
+
+    rows = [row[None] for batch in held.calibrate for row in batch["input_ids"]]
+    with tempfile.TemporaryDirectory() as folder:
+        hub.save(model, folder)
+        kind = transformers.AutoModelForCausalLM if model.generates else transformers.AutoModel
+        theirs = kind.from_pretrained(folder, dtype=torch.float32)
+        scheme = {"bits": bits, "group_size": GROUP, "sym": False, "data_type": "int"}
+        learned, layers = AutoRound(
+            theirs, transformers.AutoTokenizer.from_pretrained(folder), scheme=scheme, iters=ITERATIONS,
+            seqlen=rows[0].shape[1], nsamples=len(rows), batch_size=4, device_map="cpu", amp=False,
+            dataset=[{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows],
+        ).quantize()  # fmt: skip
+        if (count := sum(layer.get("bits") == bits for layer in layers.values())) != len(matrices(model, bits)):
+            raise ValueError(f"auto-round rounded {count} matrices, not {len(matrices(model, bits))}")
+        before = safetensors.torch.load_file(Path(folder, FILE))
+        after = learned.state_dict()
+        safetensors.torch.save_file({n: after[n].contiguous() for n in before}, Path(folder, FILE))
+        return hub.load(folder)
+
+
+def table(source: str, every: list[int]) -> str:
+    """Divergence from the model, cosine or the share of the same first choices, and seconds of the rounding."""
+    model = models.load(source)
+    held = inputs_of(model)
+    lines = ["| | " + " | ".join(f"KLD in {bits} bits | | seconds" for bits in every) + " |"]
+    lines.append("|---" + "|---|---|---" * len(every) + "|")
+    names: dict[str, Callable[[int], Any]] = {m: partial(ours, model, m, held) for m in get_args(few.Method)}
+    names["gptq, whole zeros"] = partial(ours, model, "gptq", held, whole=True)
+    names["the package hqq"] = partial(hqq, model)
+    names["the package auto-round, whole zeros"] = partial(auto_round, model, held)
+    found = compare.distance(model, model, held)
+    for name, way in names.items():
+        cells = list[str]()
+        for bits in every:
+            began = time.perf_counter()
+            try:
+                made = way(bits)
+            except ImportError as error:
+                cells += [f"not run: {error}", "", ""]
+                continue
+            seconds = time.perf_counter() - began
+            found = compare.distance(model, made.eval(), held)
+            second = f"{found.top:.1%}" if found.cosine is None else f"{found.cosine:.4f}"
+            cells += [f"{found.kld:.5f}", second, f"{seconds:.0f}"]
+            print(name, bits, found, f"{seconds:.0f} s", flush=True)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("hqq", "auto-round"))
+    about = f"{source}: {len(matrices(model, every[0]))} matrices in groups of {GROUP}; {found.places:,} {found.what}"
+    second = "the same first choice" if found.cosine is None else "cosine of the vectors"
+    note = f"{about}. Beside the divergence: {second}. {packages}; {processor()}, {conditions()}."
+    return "\n".join([*lines, "", note])
+
+
+def version(name: str) -> str:
+    """The version of a package, or that it is not there."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def main() -> None:
+    """Prints the table, and writes it between its marks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--bits", type=int, nargs="+", choices=(3, 4, 8), default=[4, 3])
+    parser.add_argument("--doc", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    text = table(args.model, args.bits)
+    print(text)
+    if args.doc is not None:
+        begin, end = "<!-- few bits: begin -->", "<!-- few bits: end -->"
+        before, _, rest = args.doc.read_text(encoding="utf-8").partition(begin)
+        args.doc.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
