@@ -10,7 +10,7 @@ and sounds without speech, in minutes.
   between the true end of a sentence and the end of its segment;
 - nothing said: words that are written for 20 seconds of noise, a tone, and silence, and for a minute of music (from
   the Debian package asterisk-moh-opsound-wav), and how many of 17 other pieces have words in their first 30 seconds;
-  none of these 17 was heard when the threshold of `transcribe(notes=...)` was chosen. 160 MB by apt, once.
+  the threshold of `transcribe(notes=...)` was set by others. 160 MB by apt, once.
 
 anyformer reads the folder of CTranslate2 and saves it as a directory; transformers opens that directory, makes its own
 features and decodes with `generate(return_timestamps=True)`, whose greedy text is that of its first temperature;
