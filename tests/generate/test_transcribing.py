@@ -34,8 +34,7 @@ VOCAB = ZERO + FRAMES + 1
 A, B = 65, 66  # tokens of text
 
 
-@pytest.fixture
-def model() -> Any:
+def built() -> Any:
     """A model of random weights with a byte-level tokenizer and the marks of Whisper; a window is one second."""
     made = af.build("whisper", "tiny", mels=8, frames=FRAMES, vocab=VOCAB, context=64, begin_id=START, seed=0).eval()
     letters = sorted(ByteLevel.alphabet())
@@ -45,6 +44,11 @@ def model() -> Any:
     made.tokenizer, made.processor = Tokenizer(core), SoundProcessor(mels=8, window=1)
     made.origin = {"config": {}, "generation": {"is_multilingual": True}}
     return made
+
+
+@pytest.fixture
+def model() -> Any:
+    return built()
 
 
 def noise(seconds: float, seed: int = 0) -> tuple[np.ndarray, int]:
@@ -297,6 +301,7 @@ def test_the_language_is_the_likeliest(model: Any) -> None:
         ({"language": "xx"}, "language is 'xx'.*; known are en, de, yue"),
         ({"language": "frensh"}, "did you mean french"),
         ({"task": "sing"}, "task is 'sing'; known are"),
+        ({"notes": 1.5}, "notes must be a probability, from 0 to 1; got 1.5"),
         ({"temperatures": ()}, "temperatures must be numbers from 0 to 2, at least one"),
         ({"temperatures": (0, -1)}, "temperatures must be numbers from 0 to 2"),
         ({"timestamps": False}, "the sound has 1.5 seconds; with timestamps=False at most 1 are written"),

@@ -13,7 +13,7 @@ import torch
 import anyformer as af
 from anyformer.cli import main
 from anyformer.cli.transcribe import clock
-from anyformer.data import sources
+from anyformer.data import debian, sources
 from anyformer.data.speech import Clip, clips, word_errors, words
 from anyformer.generate import transcribe
 from anyformer.generate.rules import settings_of
@@ -22,6 +22,7 @@ from anyformer.media.sound import sound
 from tests.apart import apart
 
 torch.set_num_threads(1)
+SONGS = "usr/share/asterisk/moh/.*[.]wav"
 
 
 def real(name: str) -> Any:
@@ -120,16 +121,39 @@ def test_long_sound_has_every_sentence_at_its_time(recordings: list[Clip]) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["noise", "quiet noise", "silence"])  # docs/sound.md has tones and music
+@pytest.mark.parametrize("kind", ["noise", "quiet noise", "silence", "tone"])  # docs/sound.md has music
 @apart
 def test_real_weights_hear_nothing_where_nothing_is_said(kind: str) -> None:
     english = real("whisper-tiny.en")
     draw, count = np.random.default_rng(0), 20 * 16000
     made = {
         "noise": draw.standard_normal(count) * 0.01, "quiet noise": draw.standard_normal(count) * 5e-4,
-        "silence": np.zeros(count),
+        "silence": np.zeros(count), "tone": np.sin(np.arange(count) * 0.2) * 0.3,
     }  # fmt: skip
     assert transcribe(english, (made[kind], 16000)).text == ""
+    if kind == "tone":
+        assert transcribe(english, (made[kind], 16000), notes=1.0).text  # without notes, words are made up
+
+
+@pytest.mark.slow
+@apart
+def test_real_weights_hear_the_sentence_in_music_and_no_words_in_the_music(recordings: list[Clip]) -> None:
+    """Before, in and behind it; the music has a tenth of the power of the voice."""
+    english, clip = real("whisper-tiny.en"), recordings[4]
+    try:
+        song = sorted(debian.fetch("asterisk-moh-opsound-wav", SONGS, 14, "CC-BY-SA-3.0").rglob("*.wav"))[0]
+    except OSError as error:
+        pytest.skip(f"asterisk-moh-opsound-wav is not to be had here: {error}")
+    music, voice = sound(song).at(16000).samples[: 30 * 16000], sound(clip.path).samples
+    assert transcribe(english, (music, 16000)).text == ""
+    music = music * np.sqrt(np.square(voice).mean() / np.square(music).mean() / 10)
+    for begin in (0, 5, 12):
+        both = music.copy()
+        both[begin * 16000 : begin * 16000 + len(voice)] += voice
+        found = transcribe(english, (both, 16000), words=True)
+        assert word_errors(words(found.text), words(clip.text)) <= 3, found.text
+        spoken = [word for segment in found.segments for word in segment.words]
+        assert begin - 0.5 < spoken[0].start and spoken[-1].end < begin + len(voice) / 16000 + 0.5
 
 
 @apart

@@ -24,6 +24,7 @@ def transcribe(
     timestamps: bool = False,
     words: bool = False,
     prompt: str = "",
+    notes: float = 0.2,
     beams: int = 1,
     lm: str | None = None,
     lm_weight: float = 0.5,
@@ -42,6 +43,7 @@ def transcribe(
         timestamps: a line for each segment, with its beginning and end.
         words: a line for each word, with its beginning and end.
         prompt: a text in front of the first words: names and spellings.
+        notes: Whisper writes a note, such as [Music], that is not shown, where one is likelier than this; 1: never.
         beams: of a CTC model: 1 reads the likeliest path, more search the likeliest text.
         lm: of a CTC model with beams: a language model, whose opinion of words counts.
         lm_weight: of its log p.
@@ -54,7 +56,7 @@ def transcribe(
 
     loaded = steered_always(models.load(model, ignore=ignore), list(steer))
     reader = None if lm is None else models.load(lm, ignore=ignore)
-    options: dict[str, Any] = {"language": language, "task": task, "words": words, "prompt": prompt}
+    options: dict[str, Any] = {"language": language, "task": task, "words": words, "prompt": prompt, "notes": notes}
     options |= {"beams": beams, "lm": reader, "lm_weight": lm_weight}
     found = [written(loaded, name, **options) for name in sound]
     if json:

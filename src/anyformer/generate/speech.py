@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ ha hausa ba bashkir jw javanese su sundanese yue cantonese
 """
 CODES = {name: code for code, name in re.findall(r"(\w+) (\w+)", LANGUAGES)}  # name -> code
 TASKS = ("transcribe", "translate")
+NOTES = {"[": "]", "(": ")", "*": "*", "♪": "", "♫": "", "♬": "", "♩": ""}  # what opens a note, and what ends it
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Marks:
             that mark a window without speech and a text without times.
         tasks: of each task. languages: of each language code; both empty in a model of one language.
         hidden: tokens that are never written.
+        notes: of each token that opens a note on what is no speech, "[Music]" or "(applause)", the sign that ends it;
+            only tokens that the files keep out of the text.
     """
 
     start: int
@@ -53,6 +56,7 @@ class Marks:
     tasks: Mapping[str, int]
     languages: Mapping[str, int]
     hidden: tuple[int, ...]
+    notes: Mapping[int, str]
 
     @property
     def zero(self) -> int:
@@ -85,7 +89,16 @@ def marks(model: Any, settings: Mapping[str, Any]) -> Marks:
     words = [core.token_to_id(f"<|{name}|>") for name in ("startoftranscript", "startoflm", *TASKS)]
     previous, silence = token("startofprev"), token("nospeech", "nocaptions")
     hidden = tuple(sorted({*(i for i in words if i is not None), *languages.values(), previous, silence}))
-    return Marks(start, token("endoftext"), previous, silence, untimed, tasks, languages, hidden)
+    notes = _notes(core, settings.get("suppress_tokens") or [])
+    return Marks(start, token("endoftext"), previous, silence, untimed, tasks, languages, hidden, notes)
+
+
+def _notes(core: Any, suppressed: Collection[int]) -> dict[int, str]:
+    """Of each suppressed token that opens a note, the sign that ends it. A sign can be several tokens, and several
+    signs one."""
+    written = ((core.encode(space + sign * n, add_special_tokens=False).ids[0], end)
+               for sign, end in NOTES.items() for space in ("", " ") for n in (1, 2, 3))  # fmt: skip
+    return {token: end for token, end in written if token in suppressed}
 
 
 def language_of(known: Marks, asked: str | None, settings: Mapping[str, Any]) -> str | None:
@@ -116,17 +129,21 @@ class SpeechRules:
 
     ```
     <0.00> text <2.40> <2.40> text <5.20> end        times come in pairs around a text, and never go back
+    <0.00> [Music] <2.40> <2.40> text <5.20> end     a note is written where its openers are likely, and is not shown
     ```
     A time is written where all times together are likelier than any token of text (Radford et al., 2022).
 
     Args:
         vocab: V. steps: the number of the last time. times: write times.
+        noted: a text is a note where its openers have more probability than this, before anything is forbidden.
 
     Raises:
         ValueError: naming the key, if the files ask for something unsupported or senseless.
     """
 
-    def __init__(self, known: Marks, settings: Mapping[str, Any], vocab: int, steps: int, times: bool):
+    def __init__(
+        self, known: Marks, settings: Mapping[str, Any], vocab: int, steps: int, times: bool, noted: float = 1.0
+    ):
         for key, value in {**{k: settings.get(k) for k in RULES if k not in OBEYED}, **unmet(settings)}.items():
             if value and key != OPENING:
                 raise ValueError(
@@ -135,18 +152,42 @@ class SpeechRules:
                 )
         for key in ("suppress_tokens", "begin_suppress_tokens"):
             check_rule("generation", key, settings.get(key))
-        never = {*(settings.get("suppress_tokens") or []), *known.hidden, *([known.untimed] if times else [])}
-        never |= {*range(known.zero + steps + 1, vocab)}  # tokens that were added behind the times
-        self.never = torch.tensor(sorted(i for i in never if i < vocab))
+        suppressed = {i for i in settings.get("suppress_tokens") or [] if i < vocab}
+        barred = {*known.hidden, *([known.untimed] if times else []), *(i for i in suppressed if i >= known.end)}
+        barred |= {*range(known.zero + steps + 1, vocab)}  # tokens that were added behind the times
+        self.suppressed = suppressed
+        self.never, self.barred = torch.tensor(sorted(barred | suppressed)), torch.tensor(sorted(barred))
         self.not_first = [i for i in settings.get("begin_suppress_tokens") or [] if i < vocab]
-        self.marks, self.times = known, times
+        self.marks, self.times, self.noted = known, times, noted
+        self.openers = torch.tensor(sorted(known.notes))
         first = settings.get("max_initial_timestamp_index")
         self.first = FIRST if first is None else int(first)
+
+    def part(self, written: list[int]) -> list[int]:
+        """The tokens behind the last time."""
+        return written[next((i + 1 for i in reversed(range(len(written))) if written[i] >= self.marks.zero), 0) :]
+
+    def _allowed(self, scores: Tensor, written: list[int], opens: bool) -> Tensor:
+        """Scores (V,) without what is never written; inside a note, signs are.
+
+        Args:
+            opens: a text begins here.
+        """
+        part = self.part(written)
+        if part and part[0] in self.marks.notes:
+            return scores.index_fill(0, self.barred.to(scores.device), OUT)
+        openers = self.openers.to(scores.device)
+        if opens and len(openers) and float(scores.softmax(-1)[openers].sum()) > self.noted:
+            return torch.full_like(scores, OUT).index_copy(0, openers, scores[openers])
+        return scores.index_fill(0, self.never.to(scores.device), OUT)
 
     def apply(self, scores: Tensor, written: list[int]) -> Tensor:
         """Scores (V,) of the next token of a window with forbidden tokens at minus infinity, and their logarithms of
         probability."""
-        scores, zero = scores.float().index_fill(0, self.never.to(scores.device), OUT), self.marks.zero
+        zero = self.marks.zero
+        ended = bool(written) and written[-1] >= zero  # the last token is a time
+        paired = len(written) < 2 or written[-2] >= zero  # and so is the one before it, or there is none
+        scores = self._allowed(scores.float(), written, ended and paired if self.times else not written)
         if not written:
             scores[self.not_first] = OUT
         if not self.times:
@@ -156,8 +197,6 @@ class SpeechRules:
             scores[:zero] = OUT
             scores[zero + self.first + 1 :] = OUT
             return scores.log_softmax(-1)
-        ended = written[-1] >= zero  # the last token is a time
-        paired = len(written) < 2 or written[-2] >= zero  # and so is the one before it, or there is none
         if ended and paired:
             scores[zero:] = OUT
         elif ended:
@@ -168,3 +207,23 @@ class SpeechRules:
         if logs[zero:].logsumexp(-1) > logs[:zero].max():
             logs = scores.index_fill(0, torch.arange(zero, device=scores.device), OUT).log_softmax(-1)
         return logs
+
+    def spoken(self, written: list[int], text: Callable[[list[int]], str]) -> list[int]:
+        """Tokens without the notes: of a text between times that opens with one, its words are left.
+
+        Args:
+            text: of tokens.
+        """
+        kept, noted, end, begun = list[int](), False, "", False
+        for token in written:
+            if token >= self.marks.zero:
+                noted, end, begun = False, "", False
+            elif not begun:
+                noted, begun = token in self.marks.notes, True
+            if not noted or (not end and token not in self.suppressed):
+                kept.append(token)
+            elif end:
+                end = "" if end in text([token]) else end
+            else:
+                end = self.marks.notes.get(token, "")
+        return kept

@@ -32,6 +32,7 @@ TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # each is tried where the text be
 REPEATED = 2.4  # the text shrinks to a smaller share under zlib: it repeats itself
 UNLIKELY = -1.0  # the mean logarithm of the probability of a token
 SILENT = 0.6  # the probability of the token for no speech
+NOTED = 0.2  # the probability that a text is a note, "[Music]" or "(applause)"
 WILD = 0.5  # a text that was drawn at a higher temperature is no prompt of the next window
 FAINT = 1e-4  # no sample of a window is louder, about three steps of 16 bits: nothing is heard in it
 
@@ -62,7 +63,7 @@ class Transcript:
     """The words of a sound.
 
     Attributes:
-        language: its code; None for a model of one language.
+        language: its code; None for a model of one language, and where nothing is said.
         seconds: the length of the sound.
     """
 
@@ -81,6 +82,7 @@ class Written:
     silence: float
     temperature: float
     repeated: float  # the length of the text over that of its compressed form
+    wordless: bool = False  # there are notes in it, and nothing else
 
     @property
     def quiet(self) -> bool:
@@ -90,7 +92,8 @@ class Written:
     @property
     def refused(self) -> bool:
         """True if the text repeats itself or is unlikely, and the window has speech."""
-        return (self.repeated > REPEATED or self.log_probability < UNLIKELY) and not self.quiet
+        unlikely = self.repeated > REPEATED or self.log_probability < UNLIKELY
+        return unlikely and not self.quiet and not self.wordless
 
 
 def transcribe(
@@ -105,6 +108,7 @@ def transcribe(
     previous: bool = True,
     prompt: str = "",
     seed: int = 0,
+    notes: float = NOTED,
     beams: int = 1,
     lm: Any = None,
     lm_weight: float = 0.5,
@@ -113,13 +117,15 @@ def transcribe(
 
     Whisper reads 30 seconds at once. It writes times, and the next window begins at the last one, so that no word is
     cut; times are absolute. A text that repeats itself or is unlikely is drawn again at the next temperature. Windows
-    without speech give nothing (Radford et al., 2022, section 4.5; arXiv:2212.04356).
+    without speech give nothing (Radford et al., 2022, section 4.5; arXiv:2212.04356). Nor do its notes: the files of
+    Whisper forbid the signs that open "[Music]" or "(applause)", and it makes up words instead; here it writes the note
+    with its times, and the note is not shown.
 
     Args:
         model: Whisper, with its tokenizer. Without a processor in its files, the published one is assumed.
         audio: a file, (samples, rate), or another form of `anyformer.media.sound`; several channels become one.
         language: its code or English name, "de" or "german"; by default that of the files, else the likeliest in the
-            first window with sound.
+            first window with words.
         task: transcribe, or translate to English; by default that of the files, else transcribe.
         timestamps: False writes the text without times: another text, for sounds of at most one window.
         words: also the time of each word, from the cross-attention of the heads that the files name.
@@ -127,6 +133,7 @@ def transcribe(
         previous: the text of the window before is the prompt of the next one.
         prompt: the text in front of the first window: names and spellings.
         seed: of the draws.
+        notes: a text is a note where the signs that open one have more probability than this; 1 forbids them always.
         beams, lm, lm_weight: of a CTC head, see `generate.spelling.spell`; it has the options `words` and these.
 
     Raises:
@@ -145,7 +152,9 @@ def transcribe(
         raise ValueError(f"{getattr(model, 'page', None) or type(model).__name__} reads {model.takes}, and no sound")
     if not temperatures or any(not 0 <= t <= 2 for t in temperatures):
         raise ValueError(f"temperatures must be numbers from 0 to 2, at least one; got {tuple(temperatures)}")
-    run = _Run(model, language, task, timestamps, tuple(temperatures), seed)
+    if not 0 <= notes <= 1:
+        raise ValueError(f"notes must be a probability, from 0 to 1; got {notes}")
+    run = _Run(model, language, task, timestamps, tuple(temperatures), seed, notes)
     heard = sound(audio)
     samples = heard.at(run.processor.rate).samples
     if not timestamps and len(samples) > run.processor.samples:
@@ -196,6 +205,7 @@ class _Run:
         times: bool,
         temperatures: tuple[float, ...],
         seed: int,
+        notes: float = NOTED,
     ):
         self.settings = settings_of(model)
         self.model, self.marks = model, marks(model, self.settings)
@@ -205,7 +215,7 @@ class _Run:
             known = ", ".join(self.marks.tasks) or "transcribe; this model knows English only"
             raise ValueError(f"task is {self.task!r}; known are {known}")
         self.processor, self.temperatures, self.times = processor_of(model), temperatures, times
-        self.rules = SpeechRules(self.marks, self.settings, model.vocab, self.processor.frames // 2, times)
+        self.rules = SpeechRules(self.marks, self.settings, model.vocab, self.processor.frames // 2, times, notes)
         self.noise = torch.Generator().manual_seed(seed)
         self.step = self.processor.window * 2 / self.processor.frames  # seconds of a time token
         self.like = next(model.parameters())
@@ -224,20 +234,21 @@ class _Run:
                 continue
             window = features[None, :, at : at + p.frames].to(self.like)
             memory = Memory(self.model.encode(input_features=window))
-            if self.language is None and self.marks.languages:
+            detected = self.language is None and bool(self.marks.languages)
+            if detected:
                 self.language = self._detected(memory)
             written = self._written(memory, before)
-            if written.quiet:
-                at += count
-                continue
-            segments, moved = self.parted(written, at, count)
+            segments, moved = ([], count) if written.quiet else self.parted(written, at, count)
+            segments = [s for s in segments if s.text.strip() and s.end > s.start]
+            if detected and not segments:
+                self.language = None  # music has none
             if words:
                 segments = [self._timed(s, memory, at, count) for s in segments]
-            segments = [s for s in segments if s.text.strip() and s.end > s.start]
             found += segments
-            before = (
-                [] if not previous or written.temperature > WILD else (before + [t for s in segments for t in s.tokens])
-            )
+            if not previous or (segments and written.temperature > WILD):
+                before = []
+            else:
+                before = before + [t for s in segments for t in s.tokens]
             at += moved
         return found
 
@@ -278,9 +289,11 @@ class _Run:
                 break
             tokens.append(token)
             given = [token]
-        packed = self._text(tokens).encode()
+        spoken = self.rules.spoken(tokens, self._text)
+        packed = self._text(spoken).encode()
         repeated = len(packed) / len(zlib.compress(packed)) if packed else 0.0
-        return Written(tokens, total / (len(tokens) + 1), silence, temperature, repeated)
+        wordless = len(spoken) < len(tokens) and not packed.strip()
+        return Written(tokens, total / (len(tokens) + 1), silence, temperature, repeated, wordless)
 
     def _drawn(self, logs: Tensor, temperature: float) -> int:
         return int(torch.multinomial((logs / temperature).softmax(-1).cpu(), 1, generator=self.noise))
@@ -323,7 +336,8 @@ class _Run:
         """Frames a second."""
         return self.processor.rate / self.processor.hop
 
-    def _segment(self, written: Written, tokens: list[int], at: int, start: float, end: float) -> Segment:
+    def _segment(self, written: Written, part: list[int], at: int, start: float, end: float) -> Segment:
+        tokens = self.rules.spoken(part, self._text)
         base, figures = at / self._rate, (written.temperature, written.log_probability, written.silence)
         return Segment(self._text(tokens), base + start, base + max(start, end), tuple(tokens), *figures)
 
