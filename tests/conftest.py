@@ -25,6 +25,9 @@ memory = [0]  # the largest resident memory of a process that ran tests, in byte
 rises: dict[str, int] = {}  # a test -> bytes by which it raised the largest resident memory of its process
 held = [0]  # the resident memory behind the last collection, in bytes
 GROWTH = 50_000_000  # bytes that tests may leave until the next collection
+FULL = int(os.environ.get("FULL", "700_000_000"))  # bytes behind a group with which the child of a worker ends
+full = [False]  # True when this process has come to that
+ASKS = "asks a child"  # the name of the plugin of a process that has a child run its tests
 groups = [0]  # that this process has run
 SEVERAL = 20  # groups between two collections of all
 
@@ -37,10 +40,18 @@ gc.set_threshold(
 )  # transformers alone holds a million objects: each walk over them took a tenth of the run
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker has a child run its tests."""
+    if hasattr(config, "workerinput") and sys.platform == "linux":
+        from tests.child import Runner
+
+        config.pluginmanager.register(Runner(lambda: full[0], noted, add), ASKS)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests tokenise does not stay in the user's cache; processes that tests start inherit it."""
-    os.environ["ANYFORMER_TOKENS"] = str(tmp_path_factory.mktemp("tokens"))
+    os.environ["ANYFORMER_TOKENS"] = str(tmp_path_factory.getbasetemp() / "tokens")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -132,6 +143,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Counts the processor time of the contract's pages, and who needs the most memory."""
+    if item.config.pluginmanager.has_plugin(ASKS):
+        return (yield)
     begin, before = time.process_time(), most_resident()
     result = yield
     memory[0] = most_resident()
@@ -167,6 +180,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if over or resident() > held[0] + GROWTH:
         collect(over)
         held[0] = resident()
+        full[0] = over and held[0] > FULL
     return result
 
 
@@ -192,19 +206,37 @@ def collect(over: bool) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["notes"] = json.dumps([sorted(omitted), spent, memory[0], rises])
+Notes = tuple[dict[str, float], int, dict[str, int]]
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: Any) -> None:
-    rows, seconds, most, risen = json.loads(getattr(node, "workeroutput", {}).get("notes", "[[], {}, 0, {}]"))
-    omitted.update(tuple(row) for row in rows)
+def noted() -> Notes:
+    """What was counted here since it was last asked."""
+    said = dict(spent), memory[0], dict(rises)
+    spent.clear()
+    rises.clear()
+    return said
+
+
+def add(notes: Notes) -> None:
+    """What was counted in another process."""
+    seconds, most, risen = notes
     for name in seconds:
         spent[name] = spent.get(name, 0.0) + seconds[name]
     memory[0] = max(memory[0], most)
     rises.update(risen)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    memory[0] = max(memory[0], most_resident())
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["notes"] = json.dumps([sorted(omitted), noted()])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    rows, notes = json.loads(getattr(node, "workeroutput", {}).get("notes", "[[], [{}, 0, {}]]"))
+    omitted.update(tuple(row) for row in rows)
+    add(notes)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
