@@ -6,6 +6,8 @@ a child may between two groups; it ends there, its fixtures with it, and a new o
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import pickle
 import signal
@@ -22,6 +24,7 @@ from _pytest.runner import CallInfo
 
 from tests import forked
 
+PRELOADED = ("torch._dynamo",)  # what nearly every child would import: an optimiser asks for it
 Told = list[tuple[str, dict[str, Any]]]  # hooks of pytest that the child called, and with what
 
 
@@ -105,6 +108,10 @@ class Runner:
         session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         if "not slow" in session.config.option.markexpr and any(forks(item) for item in session.items):
             forked.server()
+        for module in PRELOADED:
+            importlib.import_module(module)
+        gc.collect()
+        gc.freeze()
         self.link, theirs = Pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the one that hears orders

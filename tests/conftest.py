@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import importlib.util
 import json
 import os
 import subprocess
@@ -29,6 +30,7 @@ FULL = int(os.environ.get("FULL", "700_000_000"))  # bytes behind a group with w
 full = [False]  # True when this process has come to that
 ASKS = "asks a child"  # the name of the plugin of a process that has a child run its tests
 groups = [0]  # that this process has run
+HIDDEN = ("deepspeed", "hqq")  # transformers imports them, PyTorch's compilers too, where it finds them; no test asks
 SEVERAL = 20  # groups between two collections of all
 
 
@@ -46,6 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests.child import Runner
 
         config.pluginmanager.register(Runner(lambda: full[0], noted, add), ASKS)
+
+
+def found(name: str, package: str | None = None, find: Any = importlib.util.find_spec) -> Any:
+    """Where a module is, as `importlib.util.find_spec` says it; the hidden ones can be imported all the same."""
+    return None if name in HIDDEN else find(name, package)
+
+
+importlib.util.find_spec = found
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -118,9 +128,11 @@ def _little_memory_read() -> Iterator[None]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker runs a whole file, and so makes its fixtures once; the contract is grouped by page."""
+    marks: dict[str, Any] = {}
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+            name = item.nodeid.partition("::")[0]
+            item.add_marker(marks.setdefault(name, pytest.mark.xdist_group(name)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
