@@ -7,7 +7,6 @@ a child may between two groups; it ends there, its fixtures with it, and a new o
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import pickle
 import signal
@@ -24,7 +23,6 @@ from _pytest.runner import CallInfo
 
 from tests import forked
 
-PRELOADED = ("torch._dynamo",)  # what nearly every child would import: an optimiser asks for it
 Told = list[tuple[str, dict[str, Any]]]  # hooks of pytest that the child called, and with what
 
 
@@ -58,13 +56,20 @@ class Runner:
     """The plugin of a worker that has a child run each test, and reports what the child tells.
 
     Args:
+        prepare: makes, before a fork, what many children would make each for itself.
         full: True when the child has grown so much that it ends behind a group.
         notes: what the child has counted since it was last asked.
         add: adds such notes to those of the worker.
     """
 
-    def __init__(self, full: Callable[[], bool], notes: Callable[[], Any], add: Callable[[Any], None]):
-        self.full, self.notes, self.add = full, notes, add
+    def __init__(
+        self,
+        prepare: Callable[[pytest.Session], None],
+        full: Callable[[], bool],
+        notes: Callable[[], Any],
+        add: Callable[[Any], None],
+    ):
+        self.prepare, self.full, self.notes, self.add = prepare, full, notes, add
         self.link: Connection | None = None
         self.pid = 0
         self.number: dict[pytest.Item, int] = {}
@@ -108,8 +113,7 @@ class Runner:
         session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         if "not slow" in session.config.option.markexpr and any(forks(item) for item in session.items):
             forked.server()
-        for module in PRELOADED:
-            importlib.import_module(module)
+        self.prepare(session)
         gc.collect()
         gc.freeze()
         self.link, theirs = Pipe()
