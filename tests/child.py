@@ -158,7 +158,7 @@ class Runner:
                     report = item.ihook.pytest_runtest_makereport(item=item, call=call)
                     teller.pytest_runtest_logreport(report)
             link.send((teller.told, self.notes(), stays, ends))
-        util._exit_function()  # ends the processes that tests have started
+        util._exit_function()  # type: ignore[attr-defined]  # ends the processes that tests have started
 
 
 def forks(item: pytest.Item) -> bool:

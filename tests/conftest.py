@@ -22,7 +22,8 @@ WIDTH = 180  # of a line in the table
 LEFT_OUT = ": left out: "  # between what a test of the contract would have checked and the reason
 omitted: set[tuple[str, str, str]] = set()  # (check, subject, why): what the contract has no case for
 spent: dict[str, float] = {}  # seconds of processor time of each group of the contract, a page or a composition
-memory = [0]  # the largest resident memory of a process that ran tests, in bytes
+memory = [(0, "")]  # the largest resident memory of a process that ran tests, in bytes, and the test that took it there
+MOST = 10**9  # bytes that a worker or a child of it may hold
 rises: dict[str, int] = {}  # a test -> bytes by which it raised the largest resident memory of its process
 held = [0]  # the resident memory behind the last collection, in bytes
 GROWTH = 50_000_000  # bytes that tests may leave until the next collection
@@ -172,9 +173,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     begin, before = time.process_time(), most_resident()
     result = yield
-    memory[0] = most_resident()
-    if memory[0] > before:
-        rises[item.nodeid] = memory[0] - before
+    if (most := most_resident()) > before:
+        memory[0] = max(memory[0], (most, item.nodeid))
+        rises[item.nodeid] = most - before
     if "test_contract[" in item.nodeid:
         spent[group(item)] = spent.get(group(item), 0.0) + time.process_time() - begin
     return result
@@ -231,7 +232,7 @@ def collect(over: bool) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-Notes = tuple[dict[str, float], int, dict[str, int]]
+Notes = tuple[dict[str, float], tuple[int, str], dict[str, int]]
 
 
 def noted() -> Notes:
@@ -247,24 +248,32 @@ def add(notes: Notes) -> None:
     seconds, most, risen = notes
     for name in seconds:
         spent[name] = spent.get(name, 0.0) + seconds[name]
-    memory[0] = max(memory[0], most)
+    memory[0] = max(memory[0], (most[0], most[1]))
     rises.update(risen)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    memory[0] = max(memory[0], most_resident())
+    """What a worker has counted goes to the process that started it, whose run fails if one was too large."""
     if hasattr(session.config, "workeroutput"):
+        memory[0] = max(memory[0], (most_resident(), "collection"))
         session.config.workeroutput["notes"] = json.dumps([sorted(omitted), noted()])
+    elif large(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def large(config: pytest.Config) -> bool:
+    """True if a worker held more than it may; without workers, one process runs all."""
+    return config.pluginmanager.has_plugin("dsession") and memory[0][0] > MOST
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
-    rows, notes = json.loads(getattr(node, "workeroutput", {}).get("notes", "[[], [{}, 0, {}]]"))
+    rows, notes = json.loads(getattr(node, "workeroutput", {}).get("notes", """[[], [{}, [0, ""], {}]]"""))
     omitted.update(tuple(row) for row in rows)
     add(notes)
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """One table: what was left out and why, the cases that were skipped and those that were never made."""
     skipped = [reason(report) for report in terminalreporter.stats.get("skipped", ())]
     lines = [*table("skipped", skipped), *table("no case", [(check, why) for check, _, why in omitted])]
@@ -277,7 +286,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"processor seconds of the contract, {sum(spent.values()):.0f} in all: {most}")
     steps = Counter({name.partition("::")[2].partition("@")[0]: size // 10**6 for name, size in rises.items()})
     highest = ", ".join(f"{name} {size}" for name, size in steps.most_common(8))
-    terminalreporter.write_line(f"a test process held {memory[0] / 1e6:,.0f} MB at most; the highest steps: {highest}")
+    size, where = memory[0]
+    terminalreporter.write_line(f"a test process held {size / 1e6:,.0f} MB at most; the highest steps: {highest}")
+    if large(config):
+        why = f"the limit is {MOST / 1e6:,.0f} MB, FULL in tests/conftest.py is what a child may start a group with"
+        terminalreporter.write_line(f"FAILED: a worker held {size / 1e6:,.0f} MB in {where}; {why}", red=True)
 
 
 def reason(report: Any) -> tuple[str, str]:

@@ -129,7 +129,8 @@ def serve(number: int) -> None:
                 os._exit(0)
             for fd in (link.detach(), at, into, status):
                 os.close(fd)
-            become(*json.loads(said), given)
+            words, folder, environment = json.loads(said)
+            become(words, folder, environment, given)
         link.sendall(os.read(at, 8))
         for fd in (at, into, *size[1]):
             os.close(fd)
