@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import importlib.util
 import json
 import os
 import subprocess
@@ -21,11 +22,16 @@ WIDTH = 180  # of a line in the table
 LEFT_OUT = ": left out: "  # between what a test of the contract would have checked and the reason
 omitted: set[tuple[str, str, str]] = set()  # (check, subject, why): what the contract has no case for
 spent: dict[str, float] = {}  # seconds of processor time of each group of the contract, a page or a composition
-memory = [0]  # the largest resident memory of a process that ran tests, in bytes
+memory = [(0, "")]  # the largest resident memory of a process that ran tests, in bytes, and the test that took it there
+MOST = 10**9  # bytes that a worker or a child of it may hold
 rises: dict[str, int] = {}  # a test -> bytes by which it raised the largest resident memory of its process
 held = [0]  # the resident memory behind the last collection, in bytes
 GROWTH = 50_000_000  # bytes that tests may leave until the next collection
+FULL = 660_000_000  # bytes behind a group with which the child of a worker ends
+full = [False]  # True when this process has come to that
+ASKS = "asks a child"  # the name of the plugin of a process that has a child run its tests
 groups = [0]  # that this process has run
+HIDDEN = ("datasets", "deepspeed", "faiss", "hqq")  # which transformers imports where it finds them, and no oracle asks
 SEVERAL = 20  # groups between two collections of all
 
 
@@ -37,10 +43,39 @@ gc.set_threshold(
 )  # transformers alone holds a million objects: each walk over them took a tenth of the run
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker has a child run its tests."""
+    if hasattr(config, "workerinput") and sys.platform == "linux":
+        from tests.child import Runner
+
+        config.pluginmanager.register(Runner(prepare, lambda: full[0], noted, add), ASKS)
+
+
+def found(name: str, package: str | None = None, find: Any = importlib.util.find_spec) -> Any:
+    """Where a module is, as `importlib.util.find_spec` says it; the hidden ones can be imported all the same."""
+    return None if name in HIDDEN else find(name, package)
+
+
+importlib.util.find_spec = found
+
+
+def prepare(session: pytest.Session) -> None:
+    """What nearly every page of the contract imports or computes, before a worker's children part."""
+    if any("test_contract[" in item.nodeid for item in session.items):
+        import torch._inductor.compile_fx  # noqa: F401
+
+        from anyformer.contract.hyper import harvest
+        from anyformer.contract.oracle import available
+
+        harvest()
+        if available():
+            import transformers.modeling_utils  # noqa: F401
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests tokenise does not stay in the user's cache; processes that tests start inherit it."""
-    os.environ["ANYFORMER_TOKENS"] = str(tmp_path_factory.mktemp("tokens"))
+    os.environ["ANYFORMER_TOKENS"] = str(tmp_path_factory.getbasetemp() / "tokens")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -107,9 +142,11 @@ def _little_memory_read() -> Iterator[None]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker runs a whole file, and so makes its fixtures once; the contract is grouped by page."""
+    marks: dict[str, Any] = {}
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+            name = item.nodeid.partition("::")[0]
+            item.add_marker(marks.setdefault(name, pytest.mark.xdist_group(name)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -132,11 +169,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Counts the processor time of the contract's pages, and who needs the most memory."""
+    if item.config.pluginmanager.has_plugin(ASKS):
+        return (yield)
     begin, before = time.process_time(), most_resident()
     result = yield
-    memory[0] = most_resident()
-    if memory[0] > before:
-        rises[item.nodeid] = memory[0] - before
+    if (most := most_resident()) > before:
+        memory[0] = max(memory[0], (most, item.nodeid))
+        rises[item.nodeid] = most - before
     if "test_contract[" in item.nodeid:
         spent[group(item)] = spent.get(group(item), 0.0) + time.process_time() - begin
     return result
@@ -167,6 +206,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if over or resident() > held[0] + GROWTH:
         collect(over)
         held[0] = resident()
+        full[0] = over and held[0] > FULL
     return result
 
 
@@ -192,22 +232,48 @@ def collect(over: bool) -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+Notes = tuple[dict[str, float], tuple[int, str], dict[str, int]]
+
+
+def noted() -> Notes:
+    """What was counted here since it was last asked."""
+    said = dict(spent), memory[0], dict(rises)
+    spent.clear()
+    rises.clear()
+    return said
+
+
+def add(notes: Notes) -> None:
+    """What was counted in another process."""
+    seconds, most, risen = notes
+    for name in seconds:
+        spent[name] = spent.get(name, 0.0) + seconds[name]
+    memory[0] = max(memory[0], (most[0], most[1]))
+    rises.update(risen)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What a worker has counted goes to the process that started it, whose run fails if one was too large."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["notes"] = json.dumps([sorted(omitted), spent, memory[0], rises])
+        memory[0] = max(memory[0], (most_resident(), "collection"))
+        session.config.workeroutput["notes"] = json.dumps([sorted(omitted), noted()])
+    elif large(session.config) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def large(config: pytest.Config) -> bool:
+    """True if a worker held more than it may; without workers, one process runs all."""
+    return config.pluginmanager.has_plugin("dsession") and memory[0][0] > MOST
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: Any) -> None:
-    rows, seconds, most, risen = json.loads(getattr(node, "workeroutput", {}).get("notes", "[[], {}, 0, {}]"))
+    rows, notes = json.loads(getattr(node, "workeroutput", {}).get("notes", """[[], [{}, [0, ""], {}]]"""))
     omitted.update(tuple(row) for row in rows)
-    for name in seconds:
-        spent[name] = spent.get(name, 0.0) + seconds[name]
-    memory[0] = max(memory[0], most)
-    rises.update(risen)
+    add(notes)
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """One table: what was left out and why, the cases that were skipped and those that were never made."""
     skipped = [reason(report) for report in terminalreporter.stats.get("skipped", ())]
     lines = [*table("skipped", skipped), *table("no case", [(check, why) for check, _, why in omitted])]
@@ -220,7 +286,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"processor seconds of the contract, {sum(spent.values()):.0f} in all: {most}")
     steps = Counter({name.partition("::")[2].partition("@")[0]: size // 10**6 for name, size in rises.items()})
     highest = ", ".join(f"{name} {size}" for name, size in steps.most_common(8))
-    terminalreporter.write_line(f"a test process held {memory[0] / 1e6:,.0f} MB at most; the highest steps: {highest}")
+    size, where = memory[0]
+    terminalreporter.write_line(f"a test process held {size / 1e6:,.0f} MB at most; the highest steps: {highest}")
+    if large(config):
+        why = f"the limit is {MOST / 1e6:,.0f} MB, FULL in tests/conftest.py is what a child may start a group with"
+        terminalreporter.write_line(f"FAILED: a worker held {size / 1e6:,.0f} MB in {where}; {why}", red=True)
 
 
 def reason(report: Any) -> tuple[str, str]:

@@ -8,13 +8,14 @@ starts real interpreters, each with a hash seed of its own.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import functools
 import gc
 import importlib
 import json
 import os
 import runpy
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -30,30 +31,56 @@ PRELOADED = (
     "anyformer.train", "anyformer.cli.train", "anyformer.federate", "anyformer.serve",
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
-BECOME_PARENT = 36  # PR_SET_CHILD_SUBREAPER of Linux: who is orphaned below this process becomes its child
 Exec = subprocess.Popen
 
 
 class Popen(Exec):  # type: ignore[type-arg]
     """`subprocess.Popen`, which forks what it can: `python -c`, `-m` or a file, without other switches."""
 
+    ends: int | None = None  # where the status of a fork is read, which is no child of this process
+
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: bool, pass_fds: Any, cwd: Any,
                        env: Any, *rest: Any) -> None:  # fmt: skip
-        ends, session = rest[3:9], rest[14]
+        files, session = rest[3:9], rest[14]
         words = [os.fspath(word) for word in args] if isinstance(args, Sequence) and not isinstance(args, str) else []
         if words[:1] != [sys.executable] or not forks(words[1:]) or preexec_fn or pass_fds or session:
             return super()._execute_child(  # type: ignore[misc]
                 args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest
             )
         said = json.dumps([words[1:], os.fspath(cwd or os.getcwd()), dict(os.environ if env is None else env)]).encode()
-        given = [fd if fd != -1 else at for at, fd in enumerate((ends[0], ends[3], ends[5]))]
+        given = [fd if fd != -1 else at for at, fd in enumerate((files[0], files[3], files[5]))]
+        self.ends, status = os.pipe()
         with lock:
             parent, _ = server()
-            socket.send_fds(parent, [len(said).to_bytes(8, "big")], given)
+            socket.send_fds(parent, [len(said).to_bytes(8, "big")], [*given, status])
             parent.sendall(said)
             self.pid = int.from_bytes(parent.recv(8), "big")
+        os.close(status)
         self._child_created = True
-        self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
+        self._close_pipe_fds(*files)  # type: ignore[attr-defined]
+
+    def _try_wait(self, flags: int) -> tuple[int, int]:
+        """The process and its status once it has ended, (0, 0) before."""
+        if self.ends is None:
+            return super()._try_wait(flags)  # type: ignore[misc, no-any-return]
+        if flags & os.WNOHANG and not select.select([self.ends], [], [], 0)[0]:
+            return 0, 0
+        said = os.read(self.ends, 8)
+        os.close(self.ends)
+        return self.pid, int(said or signal.SIGKILL)
+
+    def _internal_poll(self, *rest: Any, **others: Any) -> int | None:
+        """The exit code, None before the end."""
+        if self.ends is None:
+            return super()._internal_poll(*rest, **others)  # type: ignore[misc, no-any-return]
+        if self.returncode is None and self._waitpid_lock.acquire(False):  # type: ignore[attr-defined]
+            try:
+                pid, status = self._try_wait(os.WNOHANG)
+                if pid:
+                    self._handle_exitstatus(status)  # type: ignore[attr-defined]
+            finally:
+                self._waitpid_lock.release()  # type: ignore[attr-defined]
+        return self.returncode
 
 
 lock = threading.Lock()
@@ -67,7 +94,6 @@ def forks(words: list[str]) -> bool:
 @functools.cache
 def server() -> tuple[socket.socket, Exec[bytes]]:
     """The connection to the process that forks, and the process, started once."""
-    ctypes.CDLL(None).prctl(BECOME_PARENT, 1)
     ours, theirs = socket.socketpair()
     code = f"from tests.forked import serve; serve({theirs.fileno()})"
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
@@ -84,27 +110,29 @@ def serve(number: int) -> None:
     gc.collect()
     gc.freeze()
     link = socket.socket(fileno=number)
-    while size := socket.recv_fds(link, 8, 3):
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those between
+    while size := socket.recv_fds(link, 8, 4):
         if not size[0]:
             return
         said = b""
         while len(said) < int.from_bytes(size[0], "big"):
             said += link.recv(1 << 20)
         at, into = os.pipe()
-        between = os.fork()
-        if between == 0:
-            if pid := os.fork():  # the child of a process that ends goes to the one that asked
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            *given, status = size[1]
+            if pid := os.fork():  # the process between waits, and says how it ended
                 os.write(into, pid.to_bytes(8, "big"))
+                for fd in (link.detach(), at, into, *given):
+                    os.close(fd)
+                os.write(status, str(os.waitpid(pid, 0)[1]).encode())
                 os._exit(0)
-            for fd in (link.detach(), at, into):
+            for fd in (link.detach(), at, into, status):
                 os.close(fd)
             words, folder, environment = json.loads(said)
-            become(words, folder, environment, size[1])
-        os.waitpid(between, 0)
+            become(words, folder, environment, given)
         link.sendall(os.read(at, 8))
-        os.close(at)
-        os.close(into)
-        for fd in size[1]:
+        for fd in (at, into, *size[1]):
             os.close(fd)
 
 

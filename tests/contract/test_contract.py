@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -36,6 +37,9 @@ KNOWN: dict[tuple[str, str], str] = {
 }
 
 
+TOGETHER = ("page needs no oracle",)  # one process answers for all pages
+
+
 def label(check: Check, case: tuple[Any, ...]) -> str:
     return "-".join([str(check.item), str(check), *(getattr(c, "name", str(c)) for c in case)])
 
@@ -43,13 +47,19 @@ def label(check: Check, case: tuple[Any, ...]) -> str:
 def group(check: Check, case: tuple[Any, ...]) -> str:
     """The cases that one worker runs in a row, so that each model and each oracle is made once and then given back: a
     page's, a composition's."""
-    if not case:
+    if not case or check.name in TOGETHER:
         return check.name
     return case[0] if isinstance(case[0], str) else case[0].page or case[0].name
 
 
+@functools.cache
+def mark(name: str) -> Any:
+    """The mark of a group, one for all its cases: there are thousands."""
+    return pytest.mark.xdist_group(name)
+
+
 def marked(check: Check, case: tuple[Any, ...]) -> Any:
-    marks = [pytest.mark.xdist_group(group(check, case))]
+    marks = [mark(group(check, case))]
     if check.waits(case):
         marks.append(pytest.mark.slow)
     names = [group(check, case), *(getattr(c, "name", "") for c in case[:1])]
@@ -58,7 +68,13 @@ def marked(check: Check, case: tuple[Any, ...]) -> Any:
     return pytest.param(check, case, id=label(check, case), marks=marks)
 
 
-@pytest.mark.parametrize(("check", "case"), [marked(check, case) for check, case in cases()])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """All cases; half of them wait, and are not even made where the slow ones are left out."""
+    leaves = metafunc.config.option.markexpr == "not slow"
+    made = [marked(check, case) for check, case in cases() if not (leaves and check.waits(case))]
+    metafunc.parametrize(("check", "case"), made)
+
+
 def test_contract(check: Check, case: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)

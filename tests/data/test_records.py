@@ -7,10 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -28,11 +25,16 @@ def jsonl(path, rows=ROWS):
 
 
 def table(path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     pq.write_table(pa.Table.from_pylist(ROWS), path)
     return path
 
 
 def saved(path):
+    import datasets
+
     datasets.Dataset.from_list(ROWS).save_to_disk(str(path))
     return path
 
@@ -92,6 +94,8 @@ def test_a_data_set_that_nobody_published_is_one_line():
 
 
 def test_several_saved_data_sets_are_one_too_many(tmp_path):
+    import datasets
+
     both = datasets.DatasetDict({name: datasets.Dataset.from_list(ROWS) for name in ("train", "test")})
     both.save_to_disk(str(tmp_path / "both"))
     with pytest.raises(ValueError, match=r"holds several data sets: test, train; choose one"):
@@ -233,6 +237,9 @@ def test_numbers_must_be_numbers_where_they_are_asked_for(tmp_path):
         (tmp_path / "a.csv").write_text(f"text,label\nx,1\ny,{cell}\n")
         with pytest.raises(ValueError, match=r"a\.csv, row 2: 'label' (is nan|is inf|has no value)"):
             list(records.records(tmp_path / "a.csv", need=("text", "label")))
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     pq.write_table(pa.table({"label": pa.array([[0.5, float("nan")]])}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="row 1: 'label' is nan"):
         list(records.records(tmp_path / "a.parquet", need=("label",)))

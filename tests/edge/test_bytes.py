@@ -31,8 +31,9 @@ from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import space
 from anyformer.edge.task import read
 from anyformer.edge.wish import Wish
+from tests.later import needs
 
-pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
+needs("optuna", reason="the search needs the extra anyformer[edge]")
 WISH = Wish("", "bits", 120_000, 5.0, hours=2 / 3600, tokens=32, model="llama", of="tiny", trials=3)
 SPACE: dict[str, list[Any]] = {
     "dim": [32], "depth": [1], "bits": [8], "tied": [0, 1], "mixer": ["own"], "heads": [2], "kv_heads": [0],

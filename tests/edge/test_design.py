@@ -26,8 +26,9 @@ from anyformer.edge.shared import Shared, sandwich
 from anyformer.edge.space import key
 from anyformer.edge.wish import Wish
 from anyformer.hub.text.tokenizer import Tokenizer
+from tests.later import needs
 
-pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
+needs("optuna", reason="the search needs the extra anyformer[edge]")
 SPACE: dict[str, list[Any]] = {
     "dim": [16, 32], "depth": [1, 2], "vocab": [96, 160], "pool": ["additive"], "bits": [8],
     "mixer": ["own", "convolution"], "heads": [2], "kv_heads": [0], "hidden": [1],

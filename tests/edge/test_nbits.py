@@ -15,9 +15,9 @@ from anyformer.cli import main
 from anyformer.compress import few
 from anyformer.edge import nbits
 from anyformer.parts.quantised import Grid, GridLinear
+from tests.later import needs
 
-onnx = pytest.importorskip("onnx", reason="needs the extra anyformer[engine]")
-pytest.importorskip("onnxruntime", reason="needs the extra anyformer[engine]")
+needs("onnx", "onnxruntime", reason="needs the extra anyformer[engine]")
 
 
 def small(page: str, bits: int, group: int, whole: bool = True) -> Any:
@@ -30,6 +30,8 @@ def small(page: str, bits: int, group: int, whole: bool = True) -> Any:
 def test_every_linear_layer_is_the_kernel_and_gives_the_models_numbers(
     page: str, bits: int, group: int, tmp_path: Path
 ) -> None:
+    import onnx
+
     model = small(page, bits, group)
     linears = sum(isinstance(m, GridLinear) for m in model.modules())
     report = nbits.write(model, tmp_path / "model.onnx")

@@ -26,9 +26,10 @@ from anyformer.edge.medium import Pictures, Texts
 from anyformer.edge.running import reading
 from anyformer.edge.task import read
 from anyformer.edge.wish import Wish
+from tests.later import needs
 
-pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
-digits = pytest.importorskip("sklearn.datasets", reason="real pictures need scikit-learn").load_digits()
+needs("optuna", reason="the search needs the extra anyformer[edge]")
+needs("sklearn", reason="real pictures need scikit-learn")
 WISH = Wish("", "accuracy", 200_000, 5.0, hours=2 / 3600, model="vit", of="tiny", trials=3)
 SPACE: dict[str, list[Any]] = {
     "dim": [32], "depth": [1], "patch": [2, 3, 4], "pool": ["own"], "bits": [8], "mixer": ["own"], "heads": [2],
@@ -39,7 +40,9 @@ SPACE: dict[str, list[Any]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real handwritten digits of three classes, 8 x 8 pixels in grey."""
-    root = tmp_path_factory.mktemp("digits")
+    from sklearn.datasets import load_digits
+
+    digits, root = load_digits(), tmp_path_factory.mktemp("digits")
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         if label < 3:
             (root / f"class{label}").mkdir(exist_ok=True)

@@ -28,8 +28,9 @@ from anyformer.edge.space import space
 from anyformer.edge.task import read
 from anyformer.edge.wish import Wish
 from anyformer.parts import Mels
+from tests.later import needs
 
-pytest.importorskip("optuna", reason="the search needs the extra anyformer[edge]")
+needs("optuna", reason="the search needs the extra anyformer[edge]")
 soundfile = pytest.importorskip("soundfile", reason="sounds need the extra anyformer[sound]")
 WISH = Wish("", "accuracy", 200_000, 5.0, hours=2 / 3600, model="wav2vec2", of="tiny", trials=2)
 SPACE: dict[str, list[Any]] = {

@@ -7,11 +7,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from scipy import stats
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.metrics import auc, confusion_matrix, f1_score
-from sklearn.naive_bayes import MultinomialNB
-from statsmodels.stats.proportion import proportion_confint
 
 from anyformer.evaluate import baselines, calibration
 from anyformer.evaluate.answering import confusion, macro_f1, token_f1
@@ -25,12 +20,16 @@ def mean(values: np.ndarray, drawn: np.ndarray) -> float:
 
 @pytest.mark.parametrize("right, count", [(0, 5), (3, 7), (7, 7), (412, 900)])
 def test_wilsons_interval_is_that_of_statsmodels(right: int, count: int) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
     found = wilson(right, count)
     low, high = proportion_confint(right, count, method="wilson")
     assert (found.value, found.low, found.high) == pytest.approx((right / count, low, high), abs=1e-12)
 
 
 def test_means_and_paired_differences_have_the_errors_of_the_t_test() -> None:
+    from scipy import stats
+
     noise = np.random.default_rng(0)
     a = noise.normal(size=40)
     b = a + noise.normal(0.3, 0.1, 40)
@@ -65,6 +64,8 @@ def test_the_bootstrap_covers_the_truth_and_repeats_by_its_seed() -> None:
 
 
 def test_macro_f1_and_confusion_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import confusion_matrix, f1_score
+
     noise = np.random.default_rng(2)
     gold, guess = noise.integers(0, 4, 200), noise.integers(0, 3, 200)
     table = confusion(gold, guess, 5)  # the last class never occurs
@@ -73,6 +74,9 @@ def test_macro_f1_and_confusion_are_those_of_scikit_learn() -> None:
 
 
 def test_naive_bayes_is_that_of_scikit_learn() -> None:
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.naive_bayes import MultinomialNB
+
     noise = np.random.default_rng(3)
     words = ["red", "blue", "green", "fast", "slow", "deep"]
     texts = [" ".join(noise.choice(words, 5)) for _ in range(120)]
@@ -101,6 +105,8 @@ def test_the_calibration_error_is_its_definition_bin_by_bin() -> None:
 
 
 def test_risks_are_errors_among_the_most_confident_and_do_not_depend_on_the_order_of_ties() -> None:
+    from sklearn.metrics import auc
+
     confidence, right = np.array([0.9, 0.5, 0.5, 0.7]), np.array([1.0, 0.0, 1.0, 0.0])
     assert calibration.risks(confidence, right).tolist() == pytest.approx([0, 0.5, 1.5 / 3, 0.5])
     swapped = calibration.risks(confidence[[0, 2, 1, 3]], right[[0, 2, 1, 3]])

@@ -16,16 +16,12 @@ from anyformer.generate.engine import with_engine
 from anyformer.generate.engine.lower.weights import BLOCK, affine, dequantised, is_affine
 from anyformer.generate.engine.processor import exact_products
 from anyformer.generate.engine.step import Unsupported
-from tests.later import later
+from tests.later import later, needs
 
 from . import test_joining
 from .subjects import model, names, reading
 
-for package in ("onnxruntime", "onnx", "onnxscript"):
-    pytest.importorskip(package, reason='the engine needs pip install "anyformer[engine]"')
-
-from anyformer.generate.engine import build  # noqa: E402
-from anyformer.generate.engine.model import Engined  # noqa: E402
+needs("onnxruntime", "onnx", "onnxscript", reason='the engine needs pip install "anyformer[engine]"')
 
 REFUSED = {  # page: words of the reason
     "compressive": "keeps a Tail as its state",
@@ -46,7 +42,7 @@ PROMPTS = [[5, 6, 7, 8, 5, 6, 7], [5, 6, 9], [11, 12, 13, 14, 15]]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "WINDOWS", 2)
+    monkeypatch.setattr("anyformer.generate.engine.build.WINDOWS", 2)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -99,7 +95,7 @@ def llama(tmp_path_factory) -> tuple[Any, Any]:
     """A model and its engine, for tests that change neither."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANYFORMER_CACHE", str(tmp_path_factory.mktemp("engine")))
-        patch.setattr(build, "WINDOWS", 2)
+        patch.setattr("anyformer.generate.engine.build.WINDOWS", 2)
         made = heads_of_eight("llama")
         return made, with_engine(made, "onnx", "float32")
 
@@ -219,6 +215,8 @@ def test_the_command_prints_the_quality_and_a_whole_zero_point_fails_it(tmp_path
     said = capsys.readouterr()
     assert said.out == "the cat" + generate(m, "the cat", max_new_tokens=6) + "\n"
     assert "float32: perplexity" in said.err and "KLD" in said.err
+    from anyformer.generate.engine import build
+
     exact = build.Blocks
     monkeypatch.setattr(build, "Blocks", lambda bits: exact(bits, exact=False))
     assert main(words) != 0
@@ -244,6 +242,8 @@ def test_four_bits_store_such_weights_exactly():
 )
 def test_the_flags_of_the_processor_decide(machine, flags, kinds, monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: machine)
+    from anyformer.generate.engine import build
+
     choices, note = build._choices(text_model(), "auto", frozenset(flags))
     assert [choice.kind for choice in choices] == kinds
     assert exact_products(flags, machine) == ("float32" not in kinds) and bool(note) == ("float32" in kinds)
@@ -253,6 +253,8 @@ def test_the_flags_of_the_processor_decide(machine, flags, kinds, monkeypatch):
 
 
 def test_programs_are_made_once_and_again_for_other_weights(monkeypatch, capsys):
+    from anyformer.generate.engine import build
+
     m, made, real = heads_of_eight("llama"), list[int](), build._build
 
     def counted(*given: Any) -> None:
@@ -273,6 +275,9 @@ def test_programs_are_made_once_and_again_for_other_weights(monkeypatch, capsys)
 
 
 def test_auto_says_why_it_stays_with_pytorch(monkeypatch, capsys):
+    from anyformer.generate.engine import build
+    from anyformer.generate.engine.model import Engined
+
     m = model("compressive:")
     assert with_engine(m, "auto") is m
     assert capsys.readouterr().err.startswith("engine: torch, since CompressiveMemory keeps a Tail")

@@ -38,7 +38,7 @@ def test_lines_and_the_mode_of_the_model_come_back(model: Any) -> None:
     model.train()
     one, two = fold(model, ["MKTAYIAKQR"], lines=1), fold(model, ["MKTAYIAKQR"])
     assert np.allclose(one[0].positions, two[0].positions, atol=1e-4)
-    assert model.training and model.lines == 4
+    assert model.training and model.lines == 16
     model.eval()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import networkx as nx
 import pytest
 import torch
 
@@ -27,6 +26,8 @@ def model():
 
 
 def drawn(seed: int, count: int = 7, share: float = 0.3) -> Graph:
+    import networkx as nx
+
     graph = nx.gnp_random_graph(count, share, seed=seed)
     noise = torch.Generator().manual_seed(seed)
     pick = lambda names: names[int(torch.randint(len(names), (1,), generator=noise))]  # noqa: E731
@@ -72,6 +73,8 @@ def test_edges_and_their_kinds_count(model):
 
 @pytest.mark.parametrize("seed", [0, 3, 5])
 def test_distances_are_those_of_a_search(seed):
+    import networkx as nx
+
     front, graph = Nodes.of(kinds=11, edges=3, far=3).build(8), drawn(seed, 10, 0.15)
     inputs = PROCESSOR([graph])
     flow = Flow(torch.arange(11))
@@ -131,6 +134,8 @@ def test_rows_that_are_no_graph_are_refused(row, said):
 
 
 def test_a_kind_that_training_had_not_is_named():
+    import networkx as nx
+
     with pytest.raises(ValueError, match="no node of the kind 'z'"):
         PROCESSOR([Graph(("z",), ())])
     with pytest.raises(ValueError, match="no edge of the kind 'four'"):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import torch
 
@@ -83,6 +82,8 @@ class Process:
         lines.extend(stream)
 
     def client(self, key: str = "none") -> Any:
+        import openai
+
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
     def end(self, sign: int = signal.SIGTERM) -> int:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 
 from anyformer.know import index
@@ -136,12 +135,16 @@ def test_the_server_searches_an_index(process, tmp_path):
     ],
 )  # fmt: skip
 def test_a_mistake_is_an_error_that_names_it(client, options, status, words):
+    import openai
+
     with pytest.raises(openai.APIStatusError, match=words) as caught:
         ask(client, **{"model": "own", "max_tokens": 3, **options})
     assert caught.value.status_code == status
 
 
 def test_a_server_without_tools_of_its_own_says_so(process, tmp_path):
+    import openai
+
     client = process(saved(tmp_path / "own", "llama", TEMPLATE, context=4096)).client()
     with pytest.raises(openai.BadRequestError, match="start it with --tools calculator"):
         ask(client, tools=[CALCULATOR], model="own")

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 
 import anyformer as af
@@ -29,6 +28,8 @@ def free() -> int:
 
 @pytest.mark.slow
 def test_replicas_share_requests_and_one_can_leave(process, folders, tmp_path):
+    import openai
+
     nginx = shutil.which("nginx") or pytest.skip("replicas: left out: nginx is not installed")
     found = re.search(r"```nginx\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import openai
 import pytest
 
 import anyformer as af
@@ -121,6 +120,8 @@ def test_the_text_follows_a_schema(client):
     ],
 )  # fmt: skip
 def test_a_mistake_is_an_error_that_names_it(client, options, status, words):
+    import openai
+
     with pytest.raises(openai.APIStatusError, match=words) as caught:
         client.responses.create(**{"model": "own", "input": "x", **options})
     assert caught.value.status_code == status

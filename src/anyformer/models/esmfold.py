@@ -102,7 +102,7 @@ _tiny = Esmfold(
             pair_head_dim=4,
             far=5,
             passes=2,
-            lines=4,
+            lines=16,
             structure=Structure(
                 width=16,
                 pair_width=10,
@@ -161,6 +161,7 @@ CASES = {
         "fold.trunk.pair_dim": 14,
         "fold.trunk.pair_head_dim": 7,
         "fold.trunk.far": 3,
+        "fold.trunk.lines": 4,
         "fold.trunk.structure.width": 21,
         "fold.trunk.structure.heads": 2,
         "fold.trunk.structure.head_dim": 7,
