@@ -91,7 +91,8 @@ def table(source: str, every: list[int]) -> str:
     lines = ["| | " + " | ".join(f"KLD in {bits} bits | | seconds" for bits in every) + " |"]
     lines.append("|---" + "|---|---|---" * len(every) + "|")
     names: dict[str, Callable[[int], Any]] = {m: partial(ours, model, m, held) for m in get_args(few.Method)}
-    names["gptq, whole zeros"] = partial(ours, model, "gptq", held, whole=True)
+    for method in ("gptq", "signround"):
+        names[f"{method}, whole zeros"] = partial(ours, model, method, held, whole=True)
     names["the package hqq"] = partial(hqq, model)
     names["the package auto-round, whole zeros"] = partial(auto_round, model, held)
     found = compare.distance(model, model, held)
