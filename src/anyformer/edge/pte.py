@@ -67,7 +67,7 @@ def write(model: Any, path: Path, tokens: int = 64) -> Lowered:
     """
     check()
     made: Any = (full(model) if any(isinstance(m, Grid) for m in model.modules()) else model).eval()
-    content, report = lowered(made, inputs(made, 1, tokens, tokens, padding=True), once)
+    content, report = lowered(made, inputs(made, 1, tokens, tokens, padding=True), once, DELEGATED)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, content)
     return report
@@ -77,7 +77,7 @@ def lowered(
     made: Any,
     example: dict[str, Tensor],
     outputs: Callable[[Any], dict[str, Tensor]],
-    least: float = DELEGATED,
+    least: float,
     whole: bool = False,
 ) -> tuple[bytes, Lowered]:
     """The file of a model in floats, and its report.

@@ -8,7 +8,6 @@ are float32, or, with `--products int8`, in 8 bits with a scale an output, their
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -95,10 +94,9 @@ run = lambda given: method.execute([pad(torch.as_tensor(given[n]), size) for n, 
         method = program.load_method("forward")
 
         def run(**given: Tensor) -> Tensor:
-            made, text = list[Tensor](), "input_ids" in given
-            length = given["input_ids"].shape[1] if text else 0
+            made, length = list[Tensor](), max((t.shape[1] for t in given.values() if _padded(t)), default=0)
             for row in zip(*(given[name] for name in sorted(given)), strict=True):
-                fixed = [F.pad(t, (0, self.tokens - length)) if text else t.contiguous() for t in row]
+                fixed = [F.pad(t, (0, self.tokens - length)) if _padded(t) else t.contiguous() for t in row]
                 out = method.execute([t[None] for t in fixed])[0].clone()
                 made.append(out[:, :length] if out.ndim == 3 else out)
             return torch.cat(made)
@@ -134,6 +132,11 @@ run = lambda given: method.execute([pad(torch.as_tensor(given[n]), size) for n, 
         return super().fitted(space, asked)
 
 
+def _padded(tensor: Tensor) -> bool:
+    """True for ids and masks; the numbers of other media have one size."""
+    return not tensor.is_floating_point()
+
+
 class Rows(nn.Module):
     """A token table in few bits of which rows are looked up, in operators that ExecuTorch has: no bits are read as
     another type. Shape: ids (B, T) -> (B, T, D)."""
@@ -145,7 +148,7 @@ class Rows(nn.Module):
     def __init__(self, grid: GridTable):
         super().__init__()
         self.bits, self.group, self.columns = grid.bits, grid.group, grid.columns
-        self.register_buffer("codes", copy.copy(grid.codes))
+        self.register_buffer("codes", grid.codes)
         for name in ("scale", "zero"):
             self.register_buffer(name, getattr(grid, name).view(torch.float16))
 
