@@ -96,7 +96,7 @@ def test_a_table_has_rows_for_whole_numbers(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
     made = space(BASE, 12, {**SMALL, "dim": [16], "mixer": ["own"], "kv_heads": [0], "heads": [2], "pool": ["own"]})
     ran: dict[str, object] = {}
-    monkeypatch.setattr(device, "timed", lambda runs, _: ran.update(runs) or {name: 1.0 for name in runs})
+    monkeypatch.setattr(device, "timed", lambda runs, *_: ran.update(runs) or {name: 1.0 for name in runs})
     plain, table = device.Table(made, Onnx(tokens=12)), device.Table(made, Onnx(tokens=12, products="int8"))
     choice = next(made.uniform())
     choice = {**choice, "bits": 8}
@@ -141,7 +141,7 @@ def test_a_table_is_a_sum_is_kept_and_is_of_this_machine_only(tmp_path: Path, mo
         12,
         {**SMALL, "dim": [16], "mixer": ["own", "convolution"], "kv_heads": [0], "heads": [2], "pool": ["own"]},
     )
-    monkeypatch.setattr(device, "timed", lambda runs, _: {name: len(name) + i * 1.0 for i, name in enumerate(runs)})
+    monkeypatch.setattr(device, "timed", lambda runs, *_: {name: len(name) + i * 1.0 for i, name in enumerate(runs)})
     table = device.Table(made, Onnx(tokens=12))
     table.fill()
     rows = dict(table.rows)

@@ -75,7 +75,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Target], device.Table]
             return lambda: 1.0 + wide, 50 + 100 * wide
 
         monkeypatch.setattr(type(target), "_probe", probe)
-        monkeypatch.setattr(device, "timed", lambda runs, _: {name: run() for name, run in runs.items()})
+        monkeypatch.setattr(device, "timed", lambda runs, *_: {name: run() for name, run in runs.items()})
         wanted: dict[str, Any] = {
             **SMALL,
             "dim": [16],

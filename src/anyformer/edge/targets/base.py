@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,12 @@ class Target(ABC):
                 __import__(name)
             except ImportError as error:
                 raise ImportError(f"--target {cls.name} needs {name} ({error}): {cls.install}") from error
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The seconds that a row of the table is taken from: what the thread computed, if it is one. Differences of
+        the time that passed say nothing on a busy machine."""
+        return time.thread_time if self.threads == 1 else time.perf_counter
 
     @abstractmethod
     def runtime(self) -> str:

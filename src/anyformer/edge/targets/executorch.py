@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from anyformer.compress import few
 from anyformer.core.rewrite import replace as put
-from anyformer.core.rewrite import select
 from anyformer.edge import artefact, pte
 from anyformer.edge.shared import GROUP
 from anyformer.edge.space import Space
@@ -112,7 +111,7 @@ run = lambda given: method.execute([pad(torch.as_tensor(given[n]), size) for n, 
         if self.products == "int8":
             return few.plan(model, bits, GROUP)
         tied = dict(model.recipe.walk()).get("head.tied")  # a table that is multiplied too
-        tables = () if tied else select(model, kind=Table)
+        tables = {p for p, m in model.named_modules() if isinstance(m, Table) and not tied}
         return [
             e if e.path in tables or e.bits is None else replace(e, bits=None, why=WHY)
             for e in few.plan(model, bits, GROUP)

@@ -6,6 +6,7 @@ alone, is a row of the table; the ends are a model without layers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ options.intra_op_num_threads = threads
 session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
 facts = json.loads(session.get_modelmeta().custom_metadata_map["anyformer"])"""
     calls = "session.run(None, ", ")[0]"
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return time.perf_counter
 
     def runtime(self) -> str:
         import onnxruntime
