@@ -212,7 +212,7 @@ def test_a_whole_design_for_a_target(name: str, tmp_path: Path, monkeypatch: pyt
     target = targets.find(name)(tokens=16)
     files = {f.name: f.stat().st_size for f in (out / "model").iterdir()}
     assert set(files) == {target.file, "tokenizer.json", "run.py", "facts.json"}
-    assert sum(files.values()) == report["chosen"]["real_size"] == pytest.approx(report["chosen"]["size"], rel=0.05)
+    assert sum(files.values()) == report["chosen"]["real_size"] == pytest.approx(report["chosen"]["size"], rel=0.08)
     assert len(report["chosen"]["real"]) == 3 and report["difference"] < 1e-4 and report["table"]["error"] < 5
     assert (report["delegated"] is None) == (name == "torch") and designed(wish, out, say=silent) == report
     assert any(key(report["chosen"]["choice"]) == key(p["choice"]) for p in report["points"])
