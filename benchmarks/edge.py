@@ -36,10 +36,11 @@ from anyformer.core import pages
 from anyformer.edge import artefact, finish, learn
 from anyformer.edge.count import count
 from anyformer.edge.design import SPEC, Design
-from anyformer.edge.device import Table, conditions
+from anyformer.edge.device import Table
 from anyformer.edge.running import Running
 from anyformer.edge.shared import GROUP
 from anyformer.edge.space import Choice, key, space
+from anyformer.edge.targets import Onnx
 from anyformer.edge.task import BITS, read, said
 from anyformer.edge.wish import Wish
 from anyformer.hub.formats.guard import atomic_write, read_json
@@ -54,7 +55,7 @@ def table() -> str:
     from scipy.stats import kendalltau
 
     made = space(pages.recipe("bert", "mini", task="classify", classes=1), TOKENS)
-    known = Table(made)
+    known = Table(made, Onnx())
     known.fill(print)
     noise, seen, rows = random.Random(7), set[str](), list[tuple[float, float, int]]()
     with tempfile.TemporaryDirectory() as folder:
@@ -96,10 +97,12 @@ def forms() -> str:
                 few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
             artefact.write(model, file)
             real = min(r[0] for r in artefact.measured(file, artefact.example(model, TOKENS), 1))
-            off = artefact.difference(file, model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+            off = artefact.difference(
+                artefact.opened(file), model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+            )
             name = "float32" if bits == 32 else f"{bits} bits"
             lines.append(f"| {name} | {file.stat().st_size:,} | {real:.2f} ms | {off:.0e} |")
-    return "\n".join([*lines, "", f"{key(choice)}; {conditions(1)}."])
+    return "\n".join([*lines, "", f"{key(choice)}; {Onnx().conditions()}."])
 
 
 def run(out: Path) -> str:
@@ -183,7 +186,9 @@ def search(wish: Wish, teacher: Any, seeds: list[int], out: Path) -> str:
         apart = [said(wish.metric, a - b) for a, b in zip(found["the tool"], values, strict=True)]
         lines[-1] += f" {about(apart)} |" if any(apart) else " |"
     note = f"{wish.hours * 3600:.0f} s of computing each, seeds {', '.join(map(str, seeds))}; ± is a standard error"
-    return "\n".join([*lines, "", f"{note}, of the last column that of the differences by seed. {conditions(1)}."])
+    return "\n".join(
+        [*lines, "", f"{note}, of the last column that of the differences by seed. {Onnx().conditions()}."]
+    )
 
 
 def about(values: list[float]) -> str:

@@ -24,9 +24,10 @@ from anyformer.core import pages
 from anyformer.core.rewrite import replace
 from anyformer.edge import artefact, finish, learn
 from anyformer.edge.design import Design
-from anyformer.edge.device import conditions, timed
+from anyformer.edge.device import timed
 from anyformer.edge.shared import GROUP
 from anyformer.edge.space import Choice
+from anyformer.edge.targets import Onnx
 from anyformer.edge.wish import Wish
 from anyformer.parts.quantised import grid_of
 
@@ -209,4 +210,4 @@ def _table(design: Design, forms: dict[str, Form], missing: dict[str, str], abou
     sizes = (
         f"{len(test.labels):,} rows not seen before, in brackets 95 %; the least median of {3 * ROUNDS} rounds in turn"
     )
-    return "\n".join([*lines, "", f"{about}. {sizes}. {'; '.join(notes)}. {conditions(1)}."])
+    return "\n".join([*lines, "", f"{about}. {sizes}. {'; '.join(notes)}. {Onnx().conditions()}."])

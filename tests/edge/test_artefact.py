@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import resource
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from anyformer.core import pages
 from anyformer.edge import artefact, device
 from anyformer.edge.shared import GROUP, Shared, sliced
 from anyformer.edge.space import Choice, space
+from anyformer.edge.targets import Onnx
+from anyformer.edge.targets.onnx import in_8_bits, stack
 from anyformer.parts.quantised import Grid, GridTable
 from tests.edge.test_space import SMALL
 
@@ -48,7 +49,7 @@ def test_a_file_gives_the_numbers_of_the_model_in_few_bits(bits: int, tmp_path: 
     few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
     file = tmp_path / "model.onnx"
     artefact.write(model, file, facts={"classes": ["a"]})
-    assert artefact.difference(file, model, [inputs(1, 1), inputs(2, 7), inputs(3, 33)]) < 1e-5
+    assert artefact.difference(artefact.opened(file), model, [inputs(1, 1), inputs(2, 7), inputs(3, 33)]) < 1e-5
     small = model(**inputs(2, 7)).logits
     assert float((small - full).abs().max()) > 1e-5  # it is in few bits
     weights = sum(t.nbytes for t in model.state_dict().values())
@@ -87,7 +88,7 @@ def test_matrices_of_8_bits_are_multiplied_in_whole_numbers(bits: int, tmp_path:
     whole = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith(".q") and t.data_type == 3]
     assert len(whole) == count and max(abs(w.astype(int)).max() for w in whole) == 63
     assert file.stat().st_size < plain.stat().st_size
-    off = artefact.difference(file, model, [inputs(1, 1), inputs(2, 7), inputs(3, 33)])
+    off = artefact.difference(artefact.opened(file), model, [inputs(1, 1), inputs(2, 7), inputs(3, 33)])
     assert 1e-6 < off < 0.02
 
 
@@ -95,8 +96,8 @@ def test_a_table_has_rows_for_whole_numbers(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("ANYFORMER_CACHE", str(tmp_path))
     made = space(BASE, 12, {**SMALL, "dim": [16], "mixer": ["own"], "kv_heads": [0], "heads": [2], "pool": ["own"]})
     ran: dict[str, object] = {}
-    monkeypatch.setattr(device, "timed", lambda runs: ran.update(runs) or {name: 1.0 for name in runs})
-    plain, table = device.Table(made), device.Table(made, products="int8")
+    monkeypatch.setattr(device, "timed", lambda runs, *_: ran.update(runs) or {name: 1.0 for name in runs})
+    plain, table = device.Table(made, Onnx(tokens=12)), device.Table(made, Onnx(tokens=12, products="int8"))
     choice = next(made.uniform())
     choice = {**choice, "bits": 8}
     of_four = {**choice, "bits": 4}
@@ -105,11 +106,12 @@ def test_a_table_has_rows_for_whole_numbers(tmp_path: Path, monkeypatch: pytest.
     table.measure([of_four])
     assert set(ran) == known  # in 4 bits the products are of floats
     table.measure([choice])
-    assert len(ran) > len(known) and table.whole(choice) and not table.whole(of_four) and not plain.whole(choice)
+    assert len(ran) > len(known) and table.target.whole(choice) and not table.target.whole(of_four)
+    assert not plain.target.whole(choice)
     assert table.graph(choice) > plain.graph(choice)  # more nodes
-    layers = device.stack(
+    layers = stack(
         model := pages.build(made.recipe(choice), seed=0).eval(), row := artefact.example(model, 12), 1,
-        artefact.grids_of(device._in_8_bits(model)),
+        artefact.grids_of(in_8_bits(model)),
     )  # fmt: skip
     seen: list[torch.Tensor] = []
     model.blocks[0].register_forward_hook(lambda _, args, out: seen.append(out))
@@ -127,7 +129,7 @@ def test_a_layer_alone_gives_the_numbers_of_the_layer() -> None:
     model(**row)
     for hook in hooks:
         hook.remove()
-    layers = device.stack(model, row, 1)
+    layers = stack(model, row, 1)
     for (run, size), wanted in zip(layers, seen, strict=True):
         assert torch.allclose(torch.from_numpy(run()[0]), wanted, atol=1e-5) and 500 < size < 20_000
 
@@ -139,8 +141,8 @@ def test_a_table_is_a_sum_is_kept_and_is_of_this_machine_only(tmp_path: Path, mo
         12,
         {**SMALL, "dim": [16], "mixer": ["own", "convolution"], "kv_heads": [0], "heads": [2], "pool": ["own"]},
     )
-    monkeypatch.setattr(device, "timed", lambda runs: {name: len(name) + i * 1.0 for i, name in enumerate(runs)})
-    table = device.Table(made)
+    monkeypatch.setattr(device, "timed", lambda runs, *_: {name: len(name) + i * 1.0 for i, name in enumerate(runs)})
+    table = device.Table(made, Onnx(tokens=12))
     table.fill()
     rows = dict(table.rows)
     noise = random.Random(0)
@@ -151,10 +153,10 @@ def test_a_table_is_a_sum_is_kept_and_is_of_this_machine_only(tmp_path: Path, mo
             parts = device._layers(made, choice, i)
             total += sum(sign * rows[table._name(p)][0] for sign, p in zip((1, -1, 1), parts, strict=True))
         assert table.milliseconds(choice) == pytest.approx(total)
-    assert table.rows == rows and device.Table(made).rows == rows  # all was known; and read again
-    assert device.Table(made, threads=2).rows == {}  # times of other conditions are not used
+    assert table.rows == rows and device.Table(made, Onnx(tokens=12)).rows == rows  # all was known; and read again
+    assert device.Table(made, Onnx(threads=2, tokens=12)).rows == {}  # times of other conditions are not used
     (tmp_path / device.FILE).write_text("[", encoding="utf-8")
-    assert device.Table(made).rows == {}
+    assert device.Table(made, Onnx(tokens=12)).rows == {}
 
 
 def test_a_smaller_model_reads_the_first_rows_of_each_part() -> None:
@@ -177,26 +179,6 @@ def test_shared_weights_are_those_of_a_model_alone() -> None:
         weights.run(smallest)(**row).sum().backward()
     grad = weights._weight("embed.tokens.weight", smallest).grad
     assert grad is not None and grad[:64, :16].abs().sum() > 0 and not grad[64:].any() and not grad[:, 16:].any()
-
-
-@pytest.mark.parametrize(
-    ("target", "says"),
-    [
-        ("gguf", "llama.cpp runs no encoder"),
-        ("torch", "cannot be timed alone"),
-        ("executorch", r"writes a \.pte"),
-        ("tpu", "unknown; there is onnx"),
-    ],
-)
-def test_a_target_that_there_is_not(target: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        artefact.check_target(target)
-
-
-def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r'needs onnxscript .*pip install "anyformer\[engine\]"'):
-        artefact.check_target("onnx")
 
 
 def test_a_model_that_cannot_be_exported_is_named(tmp_path: Path) -> None:

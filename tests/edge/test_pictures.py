@@ -103,7 +103,7 @@ def test_a_file_of_a_picture_model_takes_any_number_of_rows_and_one_size(tmp_pat
     (read_,) = artefact.session(tmp_path / "model.onnx", 1).get_inputs()
     assert read_.name == "pixel_values" and isinstance(read_.shape[0], str) and read_.shape[1:] == [3, 16, 16]
     batches = [artefact.example(model, 1, rows=n) for n in (1, 5)]
-    assert artefact.difference(tmp_path / "model.onnx", model, batches) < 1e-5
+    assert artefact.difference(artefact.opened(tmp_path / "model.onnx"), model, batches) < 1e-5
 
 
 def test_the_commands_of_the_document_on_pictures_are_understood(

@@ -57,14 +57,16 @@ def edge(
             text, which a decoder continues.
         out: the folder.
         memory: that the loaded model may add to a process, e.g. 64MB.
-        target: what runs it: onnx.
+        target: what runs it: onnx (ONNX Runtime), executorch (on phones: fixed sizes, products by XNNPACK), or torch (a
+            .pt2 program).
         threads: of the runtime, and of the search.
         tokens: of the longest text; of running text, the bytes of a piece.
         side: height and width of pictures in pixels; by default the shorter edge of the first.
         seconds: of sounds, longer ones are cut; by default those of the longest, rounded up.
         test: rows that are looked at once, of another voice or writer; by default a tenth of the task's.
         products: of the file's matrices of 8 bits: float32, or int8 where that is faster and the answers stay.
-        coverage: the least share of the numbers of all matrices that must be in few bits, e.g. 0.8.
+        coverage: the least share of the numbers of all matrices that must be in few bits, e.g. 0.8; with executorch of
+            the products that XNNPACK must take.
         hours: of computing, without the table of the device and the export of the best eight, about a minute each.
         teacher: a model of texts to learn from, e.g. minilm; without a head for the task it learns that first, if there
             is time.
@@ -144,6 +146,9 @@ def report(done: dict[str, Any], out: str) -> str:
     ]  # fmt: skip
     if done.get("lost_of_rows"):
         lines.insert(1, f"rows      {done['lost_of_rows']}")
+    if done.get("delegated"):
+        (taken, products), (inside, nodes) = done["delegated"], done["nodes"]
+        lines.insert(-2, f"delegate  takes {taken} of {products} products, {inside} of {nodes} nodes")
     if done["teacher"] is not None:
         lines.insert(1, f"teacher   {done['teacher']:.4f}: {done['value'] / done['teacher']:.1%} of it is kept")
     return "\n".join(lines)

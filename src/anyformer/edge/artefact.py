@@ -29,28 +29,11 @@ from anyformer.generate.engine.graph import quiet
 from anyformer.hub.formats.guard import atomic_write
 from anyformer.parts.quantised import Grid, full
 
-TARGETS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # what runs a file: the packages that write and measure it
 OPSET, IR = 21, 10
 MOST = 63  # of a whole number of seven bits
+CLOSE = 1e-4  # |file - model| that is allowed, over the largest |logit|
 COVERED = 0.9  # the least share of the numbers of matrices in few bits, unless asked for
 NODES = {8: 461, 4: 808}  # bytes of the nodes that multiply out one matrix
-
-
-def check_target(target: str) -> None:
-    """Raises ValueError for an unknown target, ImportError with the command that helps if a package is missing."""
-    if target not in TARGETS:
-        why = {
-            "gguf": "llama.cpp runs no encoder with a head of classes; `anyformer convert` writes language models",
-            "torch": "its layers cannot be timed alone; `anyformer.edge.export` writes a .pt2 file of any model",
-            "executorch": "the search measures with ONNX Runtime; `anyformer convert` writes a .pte file of any model: "
-            "docs/edge.md, Phones and microcontrollers",
-        }.get(target)
-        raise ValueError(f"--target {target}: {why or 'unknown'}; there is {', '.join(TARGETS)}")
-    for name in TARGETS[target]:
-        try:
-            __import__(name)
-        except ImportError as error:
-            raise ImportError(f'--target {target} needs {name} ({error}): pip install "anyformer[engine]"') from error
 
 
 def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None, whole: bool = False) -> int:
@@ -112,7 +95,12 @@ def example(model: Any, tokens: int, rows: int = 1) -> dict[str, Tensor]:
     return read
 
 
-def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]], given: dict[str, Tensor] | None = None) -> Any:
+def traced(model: Any, outputs: Callable[[Any], dict[str, Tensor]], given: dict[str, Tensor] | None = None) -> Any:
+    """The program of a model with the outputs that a function makes of the model's; lengths of texts are open.
+
+    Args:
+        given: the inputs that it is traced with; by default those of its main front-end.
+    """
     closed: frozenset[str] = frozenset()
     if given is None and model.reads_text:
         given = {n: t for n, t in inputs(model, padding=True).items() if n in example(model, 1)}
@@ -122,9 +110,13 @@ def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]], given: dict[s
     hook = model.register_forward_hook(lambda module, args, output: outputs(output))
     try:
         with torch.no_grad(), quiet():
-            program = _traced(model, given, closed)
+            return _traced(model, given, closed)
     finally:
         hook.remove()
+
+
+def _onnx(model: Any, outputs: Callable[[Any], dict[str, Tensor]], given: dict[str, Tensor] | None = None) -> Any:
+    program = traced(model, outputs, given)
     names = list(program.call_spec.out_spec.unflatten([None] * program.call_spec.out_spec.num_leaves))
     with torch.no_grad(), quiet():
         made: Any = torch.onnx.export(
@@ -298,6 +290,13 @@ def session(model: Path | bytes, threads: int) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+LOADED = (  # what a fresh process imports before its memory is looked at, and what makes `run` after it
+    "import onnxruntime as ort",
+    """o = ort.SessionOptions()
+o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = int(threads), 1, 3
+s = ort.InferenceSession(path, o, providers=["CPUExecutionProvider"])
+run = lambda: s.run(None, feed)""",
+)
 TIMED = """
 import io, sys, time, json
 import numpy as np
@@ -308,12 +307,9 @@ try:
 except OSError:
     held = lambda: 0
 path, threads, seconds = sys.argv[1], *map(float, sys.argv[2:])
-import onnxruntime as ort
+IMPORTS
 before = held()
-o = ort.SessionOptions()
-o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = int(threads), 1, 3
-s = ort.InferenceSession(path, o, providers=["CPUExecutionProvider"])
-run = lambda: s.run(None, feed)
+LOADS
 for _ in range(5):
     run()
 took, ends = [], time.perf_counter() + seconds
@@ -327,18 +323,24 @@ print(json.dumps([took[len(took) // 2] * 1e3, took[int(len(took) * 0.95)] * 1e3,
 
 
 def measured(
-    path: Path, feed: Mapping[str, Tensor], threads: int, processes: int = 3, seconds: float = 0.5
+    path: Path,
+    feed: Mapping[str, Tensor],
+    threads: int,
+    processes: int = 3,
+    seconds: float = 0.5,
+    loaded: tuple[str, str] = LOADED,
 ) -> list[Any]:
     """The median and the 95th percentile of the milliseconds of one call, and the bytes of memory that the model added,
     in each of some fresh processes.
 
     Args:
-        feed: the inputs, by name: those of one row.
+        feed: the inputs, by name: those of one row. loaded: see `LOADED`.
     """
+    code = TIMED.replace("IMPORTS", loaded[0]).replace("LOADS", loaded[1])
     made, packed = [], io.BytesIO()
     np.savez(packed, **{name: value.numpy() for name, value in feed.items()})  # type: ignore[arg-type]
     for _ in range(processes):
-        call = [sys.executable, "-c", TIMED, str(path), str(threads), str(seconds)]
+        call = [sys.executable, "-c", code, str(path), str(threads), str(seconds)]
         done = subprocess.run(call, input=packed.getvalue(), capture_output=True, check=False)
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
@@ -347,9 +349,13 @@ def measured(
     return made
 
 
-def difference(path: Path, model: Any, batches: Sequence[dict[str, Tensor]], threads: int = 1) -> float:
-    """The largest |file's logits - model's| on real inputs, over the largest |logit| or 1."""
-    run, most, size = opened(path, threads), 0.0, 1.0
+def difference(run: Callable[..., Any], model: Any, batches: Sequence[dict[str, Tensor]]) -> float:
+    """The largest |file's logits - model's| on real inputs, over the largest |logit| or 1.
+
+    Args:
+        run: the file, as `opened` makes it.
+    """
+    most, size = 0.0, 1.0
     for batch in batches:
         with torch.inference_mode():
             ours = model(**batch).logits

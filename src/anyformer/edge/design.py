@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from anyformer.compress import few
 from anyformer.core import pages
 from anyformer.data import sources
 from anyformer.edge import artefact, learn, shared
@@ -31,8 +30,9 @@ from anyformer.edge.device import Table
 from anyformer.edge.learn import Say
 from anyformer.edge.medium import Texts
 from anyformer.edge.running import reading
-from anyformer.edge.shared import GROUP, Shared
+from anyformer.edge.shared import Shared
 from anyformer.edge.space import Choice, key, space
+from anyformer.edge.targets.base import rounded
 from anyformer.edge.task import read
 from anyformer.edge.wish import Wish
 from anyformer.hub.formats.guard import atomic_write, claim, read_json
@@ -111,11 +111,12 @@ class Design:
         if medium.loss:
             say(medium.loss)
         base = medium.fitted(self._base(self.task.outputs))
-        self.space = space(base, wish.tokens, wish.values, medium.sizes())
+        self.target = wish.runtime()
+        self.space = self.target.fitted(space(base, wish.tokens, wish.values, medium.sizes()), tuple(wish.values or ()))
         self._claim()
         with FileLock(self.out / "shared.lock"):
             medium.learned(self.task.parts["learn"], self.space.model.get("vocab", (None,)), self.out)
-        self.table = Table(self.space, wish.threads, wish.products)
+        self.table = Table(self.space, self.target)
         self.seconds = wish.hours * 3600
         self.vectors: torch.Tensor | None = None
         self.left, self.taught = self.seconds, dict[str, Any]()
@@ -143,25 +144,22 @@ class Design:
         """The bytes, and the share of the numbers of matrices that can be in few bits."""
         if (known := key(choice)) not in self._sizes:
             model = pages.empty(self.space.recipe(choice))
-            entries = few.plan(model, choice.get("bits", 8), GROUP)
-            bits = {e.path: e.bits for e in entries if e.bits}
-            total = self.table.graph(choice) + self.beside(choice)
-            kept = model.state_dict()
-            stored = [(n, t) for n, t in model.named_buffers() if n in kept]
-            for name, weight in (*model.named_parameters(), *stored):
-                b = bits.get(name.removesuffix(".weight"))
-                if b is None:
-                    total += weight.nbytes
-                else:
-                    groups = -(-weight.shape[1] // GROUP)
-                    total += weight.shape[0] * groups * (GROUP * b // 8 + 4) + artefact.NODES[b]
+            entries = self.target.plan(model, choice.get("bits", 8))
+            total = self.table.graph(choice) + self.beside(choice) + self.target.weights(model, entries)
             self._sizes[known] = total, artefact.covered(model, entries)
         return self._sizes[known]
 
     def beside(self, choice: Choice) -> int:
         """Bytes of the files beside the graph."""
-        medium = self.task.medium
-        return medium.script.stat().st_size + sum(map(len, medium.files(choice.get("vocab")).values()))
+        medium, vocab = self.task.medium, choice.get("vocab")
+        files = {**medium.files(vocab), **self.target.files(pages.empty(self.space.recipe(choice)), self.facts(vocab))}
+        return len(self.target.script(medium)) + sum(map(len, files.values()))
+
+    def facts(self, vocab: int | None) -> dict[str, Any]:
+        """The facts that the script reads."""
+        task = self.task
+        made = {"classes": task.classes, "mean": task.mean, "deviation": task.deviation, "metric": self.wish.metric}
+        return {**task.medium.facts(), **made, "vocab": vocab}
 
     def run(self) -> tuple[Shared, list[Point]]:
         """The shared weights, and the best models of the search, measured.
@@ -189,9 +187,9 @@ class Design:
         if points[0].over(self.wish):
             raise Infeasible(_distinct(points), self.wish)
         most = max(some, key=lambda c: self._counted(c)[1])
-        if self._counted(most)[1] < self.wish.coverage:
+        if self.target.few_bits and self._counted(most)[1] < self.wish.coverage:
             model = pages.empty(self.space.recipe(most))
-            artefact.check_covered(model, few.plan(model, most.get("bits", 8), GROUP), self.wish.coverage)
+            artefact.check_covered(model, self.target.plan(model, most.get("bits", 8)), self.wish.coverage)
 
     def _prepared(self) -> Shared:
         """The teacher's scores and the shared weights, made by one process while others wait."""
@@ -330,13 +328,12 @@ class Design:
         if plain and all(key(p.choice) != key(plain[0].choice) for p in best):
             best = [*best[: BEST - 1], replace(plain[0], metric=self.score(weights, plain[0].choice))]
         self.say(f"the best {len(best)} are exported and measured")
-        folder = self.out / "candidates"
+        folder, target = self.out / "candidates", self.target
         for number, point in enumerate(best):
-            model, path = weights.standing(point.choice).eval(), folder / f"{number}.onnx"
-            bits = point.choice.get("bits", 8)
-            few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
-            artefact.write(model, path, whole=self.table.whole(point.choice))
-            point.real = artefact.measured(path, artefact.example(model, self.wish.tokens), self.wish.threads)
+            model, path = weights.standing(point.choice).eval(), folder / f"{number}{Path(target.file).suffix}"
+            model = rounded(model, target.plan(model, point.choice.get("bits", 8)))
+            target.write(model, path, whole=target.whole(point.choice))
+            point.real = target.measured(path, model)
             point.real_size = path.stat().st_size + self.beside(point.choice)
             path.unlink()
         folder.rmdir()

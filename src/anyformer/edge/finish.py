@@ -24,12 +24,12 @@ from anyformer.edge.design import PARTS, Design, Infeasible, Point
 from anyformer.edge.learn import Say
 from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import PATHS, Choice, key
+from anyformer.edge.targets import Onnx, Target, Written
 from anyformer.edge.task import BITS, SCORES, Task, said
 from anyformer.edge.wish import Wish
 from anyformer.hub.formats.guard import atomic_write, read_json
 
 REPORT = "report.json"
-CLOSE = 1e-4  # |file - model| that is allowed, over the largest |logit|
 LOST = {8: 0.01, 4: 0.05}  # mean squared difference of scores, or nats, that fewer bits may cost
 CALIBRATED = 16  # batches
 ROWS = 64  # whose answers are compared at once
@@ -74,22 +74,21 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     test = task.parts["test"]
     full = task.answers(learn.logits_of(model), test, vocab)
     room = wish.size - (chosen.real_size or chosen.size)
-    small, work = stored(model, task, chosen.choice, room, wish.coverage)
+    small, work = stored(model, task, chosen.choice, room, design.target)
     answers = task.answers(learn.logits_of(small), test, vocab)
     lost = moved(task, answers, full)
-    if lost > LOST[min(e.bits or 8 for e in work.changed)]:
+    if lost > LOST[min((e.bits or 8 for e in work.changed), default=8)]:
         raise ValueError(f"few bits move the model by {lost:.3g}, too far: give --size more, or --space.bits 8")
     place = design.out / "model"
     beside = design.out / f".model.{secrets.token_hex(4)}.tmp"
     try:
-        off = _write(design, small, vocab, beside)
+        off, written = _write(design, small, vocab, beside)
         products = "float32"
-        if design.table.whole(chosen.choice):
+        if design.target.whole(chosen.choice):
             answers, off, products = in_whole_numbers(design, small, vocab, beside, answers, off)
             lost = moved(task, answers, full)
         chosen.real_size = sum(f.stat().st_size for f in beside.iterdir())
-        file = beside / "model.onnx"
-        chosen.real = artefact.measured(file, artefact.example(model, wish.tokens), wish.threads)
+        chosen.real = design.target.measured(beside / design.target.file, model)
         if chosen.over(wish):
             raise Infeasible([chosen, *(p for p in measured if p is not chosen)], wish)
         hub.save(model, design.out / "trained", overwrite=True)
@@ -105,6 +104,7 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     made["matrices"] = {e.path: e.bits for e in work.entries}
     made |= {"covered": artefact.covered(model, work.entries), "rows_are": task.medium.name}
     made |= {"row": task.medium.words, "lost_of_rows": task.medium.loss, "products": products}
+    made |= {n: list(v) if v else None for n, v in (("delegated", written.delegated), ("nodes", written.nodes))}
     atomic_write(design.out / "front.html", page(made).encode())
     atomic_write(design.out / REPORT, json.dumps(made, indent=1).encode())
     return made
@@ -139,17 +139,18 @@ def race(design: Design, weights: Shared, fitting: list[Point]) -> tuple[Point, 
     return chosen, models[key(chosen.choice)]
 
 
-def stored(model: Any, task: Task, choice: Choice, room: int, least: float = artefact.COVERED) -> tuple[Any, few.Work]:
+def stored(model: Any, task: Task, choice: Choice, room: int, target: Target | None = None) -> tuple[Any, few.Work]:
     """The model with its matrices in few bits: of those in 4, the ones that move it most have 8 while there is room.
 
     Args:
-        least: the share of the numbers of its matrices that must be in few bits.
+        target: what runs it, ONNX Runtime by default: says which matrices, and how much of them must be in few bits.
 
     Raises:
         ValueError: if fewer can be.
     """
     bits, vocab, learned = choice.get("bits", 8), choice.get("vocab"), task.parts["learn"]
-    entries = few.plan(model, bits, GROUP)
+    target = target or Onnx()
+    entries = target.plan(model, bits)
     if bits < 8:
         inputs = task.medium.batch(learned, vocab, list(range(min(200, task.medium.looked, len(learned.labels)))))
         with torch.no_grad():
@@ -158,9 +159,12 @@ def stored(model: Any, task: Task, choice: Choice, room: int, least: float = art
             model, entries, GROUP, room, lambda one: moved(task, learn.logits_of(one)(**inputs), wanted)
         )
     work = few.Work("gptq", GROUP, entries)
-    artefact.check_covered(model, entries, least)
+    if target.few_bits:
+        artefact.check_covered(model, entries, target.coverage)
     made, noise = copy.deepcopy(model).eval(), torch.Generator().manual_seed(0)
     order = torch.randperm(len(learned.labels), generator=noise)[: 32 * CALIBRATED].tolist()
+    if not work.changed:  # a target whose matrices are all floats
+        return made, work
     few.quantise(made, work, [task.medium.batch(learned, vocab, order[i : i + 32]) for i in range(0, len(order), 32)])
     few.verify(made, work)
     return made, work
@@ -177,30 +181,25 @@ def moved(task: Task, answers: Tensor, before: Tensor) -> float:
     return float(torch.cat(each).mean())
 
 
-def _write(design: Design, model: Any, vocab: int | None, folder: Path) -> float:
-    """Writes the artefact, and returns its largest difference from the model on real rows, of odd sizes.
+def _write(design: Design, model: Any, vocab: int | None, folder: Path) -> tuple[float, Written]:
+    """Writes the artefact, and returns its largest difference from the model on real rows, of odd sizes, and its
+    report.
 
     Raises:
         ValueError: if that is above 1e-4.
     """
-    task, wish = design.task, design.wish
-    medium, file = task.medium, folder / "model.onnx"
-    artefact.write(model, file, facts(design, vocab))
-    for name, content in {**medium.files(vocab), "run.py": medium.script.read_bytes()}.items():
+    target, facts, medium = design.target, design.facts(vocab), design.task.medium
+    file = folder / target.file
+    written = target.write(model, file, facts)
+    beside = {**medium.files(vocab), **target.files(model, facts), "run.py": target.script(medium)}
+    for name, content in beside.items():
         atomic_write(folder / name, content)
-    off = artefact.difference(file, model.eval(), medium.checks(task.parts["test"], vocab), wish.threads)
-    if not off <= CLOSE:
+    off = target.difference(file, model.eval(), medium.checks(design.task.parts["test"], vocab))
+    if not off <= artefact.CLOSE:
         raise ValueError(
-            f"the written file differs from the model by {off:.1e} on real {medium.name}; allowed: {CLOSE:g}"
+            f"the written file differs from the model by {off:.1e} on real {medium.name}; allowed: {artefact.CLOSE:g}"
         )
-    return off
-
-
-def facts(design: Design, vocab: int | None) -> dict[str, Any]:
-    """The facts that the script reads in the file."""
-    task = design.task
-    made = {"classes": task.classes, "mean": task.mean, "deviation": task.deviation, "metric": design.wish.metric}
-    return {**task.medium.facts(), **made, "vocab": vocab}
+    return off, written
 
 
 def in_whole_numbers(
@@ -214,21 +213,21 @@ def in_whole_numbers(
     Returns:
         The answers, the largest difference from the model on real rows of odd sizes, and a sentence on what was done.
     """
-    task, wish, file, other = design.task, design.wish, folder / "model.onnx", folder / "int8.onnx"
-    count = artefact.write(model, other, facts(design, vocab), whole=True)
+    task, target = design.task, design.target
+    file, other = folder / target.file, folder / f"int8{Path(target.file).suffix}"
+    count = target.write(model, other, design.facts(vocab), whole=True).whole
     if not count:
         other.unlink()
         return before, off, "float32: no matrix of 8 bits is multiplied as it is"
-    example = artefact.example(model, wish.tokens)
-    old, new = (min(r[0] for r in artefact.measured(f, example, wish.threads)) for f in (file, other))
-    run = artefact.opened(other, wish.threads)
+    old, new = (min(r[0] for r in target.measured(f, model)) for f in (file, other))
+    run = target.opened(other)
     answers = task.answers(lambda **given: torch.as_tensor(run(**given)), task.parts["test"], vocab)
     lost, told = moved(task, answers, before), f"int8 takes {new:.3f} ms in place of {old:.3f}"
     if new >= old or lost > LOST[8]:
         other.unlink()
         return before, off, f"float32: {told if new >= old else f'int8 moves the answers by {lost:.2g}'}"
     os.replace(other, file)
-    off = artefact.difference(file, model, task.medium.checks(task.parts["test"], vocab), wish.threads)
+    off = target.difference(file, model, task.medium.checks(task.parts["test"], vocab))
     return answers, off, f"int8 of {count} matrices, 8-bit inputs: {told}"
 
 

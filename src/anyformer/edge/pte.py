@@ -7,6 +7,8 @@ kernels. The package is `executorch` (1.5 goes with PyTorch 2.13); nothing else 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,15 @@ DELEGATED = 0.9  # the least share of the products that XNNPACK takes
 
 @dataclass(frozen=True)
 class Lowered:
-    """The report of a file: bytes; products of XNNPACK, of how many; nodes likewise; inputs; the difference."""
+    """The report of a file: bytes; products of XNNPACK, of how many; nodes likewise; inputs; the difference; products
+    of whole numbers."""
 
     bytes: int
     products: tuple[int, int]
     nodes: tuple[int, int]
     inputs: dict[str, tuple[int, ...]]
     difference: float
+    whole: int = 0
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in self.inputs.items())
@@ -42,6 +46,18 @@ class Lowered:
         )
 
 
+def check() -> None:
+    """Raises ImportError with the command that helps if executorch is missing."""
+    try:
+        import executorch.backends.xnnpack.partition.xnnpack_partitioner
+        import executorch.runtime  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"a .pte file needs executorch ({error}): pip install executorch==1.5.1 (docs/edge.md, Phones and "
+            "microcontrollers)"
+        ) from error
+
+
 def write(model: Any, path: Path, tokens: int = 64) -> Lowered:
     """Writes a model for one row of so many tokens (of a picture: patches a side), and runs the file once.
 
@@ -49,43 +65,72 @@ def write(model: Any, path: Path, tokens: int = 64) -> Lowered:
         ImportError: if executorch is missing, with the command that helps. ValueError: for a model that it cannot
             lower, of which XNNPACK takes too little, or whose file differs from it; nothing is written then. OSError.
     """
-    try:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
-        from executorch.runtime import Runtime
-    except ImportError as error:
-        raise ImportError(
-            f"a .pte file needs executorch ({error}): pip install executorch==1.5.1 (docs/edge.md, Phones and "
-            "microcontrollers)"
-        ) from error
+    check()
     made: Any = (full(model) if any(isinstance(m, Grid) for m in model.modules()) else model).eval()
-    example = inputs(made, 1, tokens, tokens, padding=True)
-    hook = made.register_forward_hook(lambda module, args, output: tuple(once(output).values()))
+    content, report = lowered(made, inputs(made, 1, tokens, tokens, padding=True), once, DELEGATED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, content)
+    return report
+
+
+def lowered(
+    made: Any,
+    example: dict[str, Tensor],
+    outputs: Callable[[Any], dict[str, Tensor]],
+    least: float,
+    whole: bool = False,
+) -> tuple[bytes, Lowered]:
+    """The file of a model in floats, and its report.
+
+    Args:
+        example: its inputs, whose sizes are fixed. outputs: of the file, of the model's. least: share of the products
+            that XNNPACK takes. whole: linear layers are in 8 bits, and their inputs are rounded to 8 bits as they come.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+
+    hook = made.register_forward_hook(lambda module, args, output: tuple(outputs(output).values()))
     try:
-        with torch.no_grad(), _named_inputs(made, tuple(example)):
+        with torch.no_grad(), _named_inputs(made, tuple(example)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own parts
             wanted: tuple[Tensor, ...] = made(**example)
             program = torch.export.export(made, (), example, strict=False)
+            if whole:
+                program = _whole(program, example)
+            count = sum("dequantize_per_channel" in str(node.target) for node in program.graph.nodes)
             total = _products(program.graph_module)
-            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-            content = bytes(lowered.to_executorch().buffer)
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            content = bytes(edge.to_executorch().buffer)
     except Exception as error:  # of the exporter or a part; the types of errors are not documented
         raise ValueError(f"{made.recipe.part.__name__} cannot be lowered: {str(error).strip()[:300]}") from error
     finally:
         hook.remove()
-    graph = lowered.exported_program().graph_module
+    graph = edge.exported_program().graph_module
     left = _products(graph)
-    if total - left < DELEGATED * total:
-        raise ValueError(f"XNNPACK takes {total - left} of {total} products, {DELEGATED:.0%} is the least")
+    if total - left < least * total:
+        raise ValueError(f"XNNPACK takes {total - left} of {total} products, {least:.0%} is the least")
     found = Runtime.get().load_program(content).load_method("forward").execute(list(example.values()))
     pairs = [(a.float(), b.float()) for a, b in zip(wanted, found, strict=True)]
     off = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in pairs)
-    if not off <= CLOSE:
+    if not whole and not off <= CLOSE:
         raise ValueError(f"the file would differ from the model by {off:.1e} of its largest output; allowed: {CLOSE:g}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, content)
-    return Lowered(
-        len(content), (total - left, total), _nodes(graph), {n: tuple(t.shape) for n, t in example.items()}, off
+    sizes = {n: tuple(t.shape) for n, t in example.items()}
+    return content, Lowered(len(content), (total - left, total), _nodes(graph), sizes, off, count)
+
+
+def _whole(program: Any, example: dict[str, Tensor]) -> Any:
+    """A program with linear layers in 8 bits, a scale an output, by PyTorch's `pt2e`."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
     )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
+    made = prepare_pt2e(program.module(), XNNPACKQuantizer().set_global(config))
+    made(**example)
+    return torch.export.export(convert_pt2e(made), (), example, strict=False)
 
 
 def _products(graph: Any) -> int:

@@ -236,19 +236,22 @@ def space(
         del wanted[name]
     made = Space(base, _of(wanted, MODEL), _of(wanted, LAYER), tokens, without, sizes or {})
     for name in ("patch", "mixer"):
-        made = _fitting(made, name)
+        made = fitting(made, name, _misfit)
     _check(made)
     return made
 
 
-def _fitting(made: Space, name: str) -> Space:
+def fitting(made: Space, name: str, misfit: Callable[[Space, str, Any], str]) -> Space:
     """The space without those values of a choice that do not fit, with their reasons.
+
+    Args:
+        misfit: the reason why a value does not fit, or "".
 
     Raises:
         ValueError: if none fits.
     """
     here = made.model if name in made.model else made.layer
-    why = {value: reason for value in here.get(name, ()) if (reason := _misfit(made, name, value))}
+    why = {value: reason for value in here.get(name, ()) if (reason := misfit(made, name, value))}
     left = tuple(value for value in here.get(name, ()) if value not in why)
     if why and not left:
         raise ValueError(f"no {name} fits: {'; '.join(f'{k}: {w}' for k, w in why.items())}")

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anyformer.core.part import check_option
-from anyformer.edge import artefact
-
-PRODUCTS = ("float32", "int8")
+from anyformer.edge import artefact, targets
+from anyformer.edge.targets import Target
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,8 @@ class Wish:
         hours: of computing, all but the table of the device and the export of the best. teacher: a loaded model, or
             None; more: pieces of each text that it reads besides. values: of the space, see `edge.space`. trials: of
             the search, at most. test: rows that are looked at once; None: a tenth of the task's. coverage: the least
-            share of the numbers of matrices in few bits. products: float32, or int8: tried on the written file.
+            share of the numbers of matrices in few bits, or of the products that a delegate takes. products: float32,
+            or int8: tried on the written file.
     """
 
     task: str
@@ -49,6 +48,10 @@ class Wish:
     coverage: float = artefact.COVERED
     products: str = "float32"
 
+    def runtime(self) -> Target:
+        """The target that it names."""
+        return targets.find(self.target)(self.threads, self.tokens, self.products, self.coverage)
+
     def check(self) -> None:
         """Raises ValueError for what cannot be wished for, ImportError for a package that is missing."""
         for name in ("size", "latency", "hours", "tokens", "side", "seconds", "threads", "trials", "memory"):
@@ -59,8 +62,7 @@ class Wish:
             raise ValueError(f"--coverage is a share from 0 to 1, got {self.coverage:g}")
         if self.more < 0:
             raise ValueError(f"--more must be at least 0, got {self.more}")
-        check_option("Wish", "products", self.products, PRODUCTS)
-        artefact.check_target(self.target)
+        targets.find(self.target).check(self.products)
         try:
             import optuna  # noqa: F401
         except ImportError as error:
