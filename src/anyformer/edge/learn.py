@@ -108,7 +108,7 @@ def fit(
     """
     learn, choose, noise = task.parts["learn"], task.parts["choose"].first(task.medium.looked), random.Random(seed)
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), most, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), most, weight_decay=DECAY, fused=True)
     best, kept, next_look, run = -float("inf"), {}, 1 / LOOKS, logits_of(model, half)
     began = clock()
     for steps, rows in enumerate(task.draws(learn, vocab, SIZE, noise)):
