@@ -45,10 +45,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Taught:
-    """A teacher's metric on the first 600 rows that choose, and on those that are looked at once."""
+    """A teacher's metric on the first 600 rows that choose, and on those that are looked at once; itself, as it was
+    when it had these."""
 
     choose: float
     test: float
+    model: Any
 
 
 def clock() -> float:
@@ -108,7 +110,7 @@ def fit(
     """
     learn, choose, noise = task.parts["learn"], task.parts["choose"].first(task.medium.looked), random.Random(seed)
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), most, weight_decay=DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), most, weight_decay=DECAY, fused=True)
     best, kept, next_look, run = -float("inf"), {}, 1 / LOOKS, logits_of(model, half)
     began = clock()
     for steps, rows in enumerate(task.draws(learn, vocab, SIZE, noise)):
@@ -205,7 +207,7 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
     scores = [
         task.measure(task.answers(run, p, OWN), p) for p in (task.parts[n].first(medium.looked) for n in LOOKED_AT)
     ]
-    taught, ends = Taught(*scores), clock() + seconds
+    taught, ends = Taught(scores[0], scores[1], teacher), clock() + seconds
     learn.soft = torch.full((len(learn.items), task.outputs), float("nan"))
     with torch.no_grad():
         for rows in itertools.islice(task.draws(every, OWN, SIZE, noise), -(-len(learn.items) // SIZE)):

@@ -150,7 +150,7 @@ def train(shared: Shared, task: Task, seconds: float, file: Path, seed: int = 0,
         The number of steps.
     """
     space, learn, noise = shared.space, task.parts["learn"], random.Random(seed)
-    optimizer = torch.optim.AdamW(shared.parameters(), RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(shared.parameters(), RATE, weight_decay=0.01, fused=True)
     spent, steps = 0.0, 0
     if file.exists():
         kept = torch.load(file, weights_only=True)
