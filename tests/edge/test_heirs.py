@@ -143,6 +143,7 @@ def test_the_trial_decides_and_what_was_learned_goes_on(
         return real(design, model, choice, *rest) * 0 + float((MARK in choice) == ahead)
 
     monkeypatch.setattr(trials, "learned", turned)
+    monkeypatch.setattr(trials, "STEPS", 0)
     one = Design(wish, tmp_path / "out", teacher(), say=lambda _: None)
     weights = one._prepared()
     assert one.parts == (LED if ahead else PARTS) and one.left < one.seconds
@@ -158,6 +159,7 @@ def test_a_design_whose_heir_leads_is_one_and_its_file_is_checked(
 ) -> None:
     from anyformer.edge import finish
 
+    monkeypatch.setattr(trials, "STEPS", 0)
     real = trials.learned
     for place in (trials, finish):
         monkeypatch.setattr(place, "learned", lambda d, m, c, *rest: real(d, m, c, *rest) + 10.0 * (MARK in c))
@@ -167,3 +169,17 @@ def test_a_design_whose_heir_leads_is_one_and_its_file_is_checked(
     assert sum(f.stat().st_size for f in (out / "model").iterdir()) <= wish.size
     made = af.load(out / "trained")
     assert made.recipe["dim"] == teacher().recipe["dim"] and made.tokenizer.core.token_to_id("[CLS]") is not None
+
+
+def test_an_heir_without_time_for_its_first_steps_is_left_out_and_costs_none(
+    wish: Wish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(trials, "STEPS", 10**6)
+    one = Design(wish, tmp_path / "out", teacher(), say=said.append)
+    one._prepared()
+    left = one.left
+    monkeypatch.setattr(trials, "STEPS", 0)  # a second call does not decide again
+    one._prepared()
+    assert one.tried == {} and one.parts == PARTS and one.left == left
+    assert sum(line.startswith("no heir of the teacher: 1000000 steps of it take") for line in said) == 1

@@ -12,7 +12,8 @@ import scipy.stats
 import torch
 
 from anyformer.edge import task as tasks
-from anyformer.edge.medium import Texts, tokenizers
+from anyformer.edge.medium import Texts
+from anyformer.edge.pieces import tokenizers
 
 rows = [{"text": f"word{i % 7} is {'good' if i % 3 else 'bad'} {i}", "label": i % 3} for i in range(120)]
 

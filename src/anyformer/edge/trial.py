@@ -18,7 +18,8 @@ from anyformer.edge.space import Choice, key
 from anyformer.generate.engine.processor import flags
 from anyformer.hub.formats.guard import atomic_write
 
-TRIAL = 0.1  # of the time, of each of the two: an heir needs some steps before its new head says anything
+TRIAL = 0.1  # of the time, of each of the two
+STEPS = 100  # that an heir needs before it says anything: with fewer it was behind what it passed later
 
 
 def trial(design: Any) -> dict[str, Any]:
@@ -30,15 +31,21 @@ def trial(design: Any) -> dict[str, Any]:
     if not file.exists():
         began = learn.clock()
         points = [heir, rivals[0]]
+        models = [_heir(design, heir.choice), _anew(design, rivals[0].choice)]
+        if (needed := STEPS * learn.pace(models[0], design.task, heir.choice.get("vocab"), _half())) > seconds:
+            design.say(f"no heir of the teacher: {STEPS} steps of it take {needed:.0f} s, and it has {seconds:.0f} s")
+            atomic_write(file, lambda to: torch.save({}, to))  # another call decides the same
+            return {}
         design.say(
             f"an heir of the teacher and the uniform model learn for {seconds:.1f} s each: {heir.line(design.wish)}"
         )
-        models = [_heir(design, heir.choice), _anew(design, rivals[0].choice)]
         found = [learned(design, m, p.choice, seconds) for m, p in zip(models, points, strict=True)]
         state: dict[str, Any] = {"found": found, "choices": [p.choice for p in points]}
         state |= {"models": [m.state_dict() for m in models], "seconds": learn.clock() - began}
         atomic_write(file, lambda to: torch.save(state, to))
     kept: dict[str, Any] = torch.load(file, weights_only=True)
+    if not kept:
+        return {}
     design.say(f"  {kept['found'][0]:.4f} and {kept['found'][1]:.4f}")
     made = {}
     for choice, weights in zip(kept["choices"], kept["models"], strict=True):
@@ -52,9 +59,13 @@ def trial(design: Any) -> dict[str, Any]:
 def learned(design: Any, model: Any, choice: Choice, seconds: float, seed: int = 0, say: Any = None) -> float:
     """The metric of a model on the rows that choose, after it has learned for so long; an heir as a teacher does, only
     faster. `seed`: in addition to the design's."""
-    how: dict[str, Any] = {"most": RATE, "half": bool(learn.HALVES & flags())} if MARK in choice else {}
+    how: dict[str, Any] = {"most": RATE, "half": _half()} if MARK in choice else {}
     quiet = say or (lambda _: None)
     return learn.fit(model, design.task, choice.get("vocab"), seconds, seed=design.wish.seed + seed, say=quiet, **how)
+
+
+def _half() -> bool:
+    return bool(learn.HALVES & flags())
 
 
 def _largest(design: Any) -> Any:
