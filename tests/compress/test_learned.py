@@ -74,6 +74,15 @@ def test_one_matrix_is_between_rounding_to_nearest_and_the_best_of_all(monkeypat
     assert torch.equal(layer[0].weight, found.matrix())
 
 
+def test_weights_of_half_precision_keep_their_type() -> None:
+    model = af.build("llama", "tiny", seed=0, depth=1).eval().bfloat16()
+    exact = copy.deepcopy(model)
+    entries = [e for e in few.plan(model, 3, 8) if e.bits == 3]
+    few.quantise(model, few.Work("signround", 8, entries), batches(model))
+    few.quantise(nearest := copy.deepcopy(exact), few.Work("rtn", 8, entries))
+    assert apart(model, exact, batches(exact)) < apart(nearest, exact, batches(exact))
+
+
 def test_units_are_the_outermost_elements_of_lists() -> None:
     assert learned.units(
         ["blocks.1.ffn.experts.0.up", "blocks.1.mixer.q", "pool.proj", "encoder.blocks.0.mixer.q"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from anyformer.edge import task as tasks
-from anyformer.edge.medium import Texts, tokenizers
+from anyformer.edge.medium import Texts
+from anyformer.edge.pieces import tokenizers
 
 rows = [{"text": f"word{i % 7} is {'good' if i % 3 else 'bad'} {i}", "label": i % 3} for i in range(120)]
 

@@ -33,7 +33,8 @@ def test_time_outside_model_and_optimiser_is_told(tmp_path: Path) -> None:
         settings = Settings(6, warmup=0, log_every=2)
         fit(af.build("gpt", "tiny", seed=0), batches, objectives.causal_lm, settings, tmp_path / kind, observer=Watch())
     assert len(seen["slow"]) == 3 and all(0 <= share <= 1 for shares in seen.values() for share in shares)
-    assert min(seen["slow"][1:]) > 0.5 > min(seen["quick"][1:])
+    least = {kind: min(shares[1:]) for kind, shares in seen.items()}
+    assert least["slow"] > max(0.5, least["quick"])
 
 
 def test_a_run_prints_the_share_and_what_compiling_gains(

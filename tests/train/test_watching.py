@@ -339,10 +339,10 @@ def test_what_does_not_fit_is_refused_with_what_to_change(book, tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "muon", "accumulate": 2}], ids=["adamw", "muon"])
 def test_rehearsal_changes_nothing_and_knows_what_the_process_takes(settings):
-    model = af.build("gpt", "tiny", seed=0, dropout=0.1, depth=4, dim=256, heads=4, context=128)
+    model = af.build("gpt", "tiny", seed=0, dropout=0.1, depth=2, dim=256, heads=4, context=128)
     before, state = {n: p.clone() for n, p in model.named_parameters()}, torch.get_rng_state()
-    said = memory.estimate(model, batch(8, 128), objectives.causal_lm, Settings(1, **settings))
-    done = memory.dry_run(model, batch(8, 128), objectives.causal_lm, Settings(1, **settings))
+    said = memory.estimate(model, batch(4, 128), objectives.causal_lm, Settings(1, **settings))
+    done = memory.dry_run(model, batch(4, 128), objectives.causal_lm, Settings(1, **settings))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in model.named_parameters())
     assert done.seconds > 0

@@ -46,7 +46,8 @@ class Rounding(nn.Module):
 
     def __init__(self, weight: Tensor, bits: int, group: int, whole: bool):
         super().__init__()
-        self.bits, self.group, self.whole, self.shape = bits, group, whole, weight.shape
+        self.bits, self.group, self.whole = bits, group, whole
+        self.shape, self.kind = weight.shape, weight.dtype
         self.groups = rounding.grouped(weight.detach().float(), group)  # (O, G, g)
         self.offset = nn.Parameter(torch.zeros_like(self.groups))
         self.low, self.high = (nn.Parameter(torch.ones_like(self.groups[..., 0])) for _ in range(2))  # (O, G)
@@ -65,10 +66,10 @@ class Rounding(nn.Module):
         return _as(wide, wide.detach().round()).clamp(0, 2**self.bits - 1)
 
     def forward(self) -> Tensor:
-        """The rounded matrix, (O, I)."""
+        """The rounded matrix, (O, I), in the type of the weights."""
         scale, zero = self.grid()
         whole = (self.codes(scale, zero) - zero[..., None]) * scale[..., None]
-        return whole.flatten(1)[:, : self.shape[1]]
+        return whole.flatten(1)[:, : self.shape[1]].to(self.kind)
 
     @torch.no_grad()
     def bound(self) -> None:
@@ -156,7 +157,7 @@ def _tensors(answer: Any) -> list[Tensor]:
 def _error(part: nn.Module, made: Mapping[str, Rounding], call: Call) -> Tensor:
     """The mean squared difference of the answers."""
     found = _tensors(functional_call(part, {name: one() for name, one in made.items()}, call.args, call.options))
-    return torch.stack([(a - b).square().mean() for a, b in zip(found, call.wanted, strict=True)]).sum()
+    return torch.stack([(a - b).float().square().mean() for a, b in zip(found, call.wanted, strict=True)]).sum()
 
 
 def _fit(part: nn.Module, made: Mapping[str, Rounding], calls: Sequence[Call]) -> None:

@@ -27,19 +27,22 @@ from anyformer.core import pages
 from anyformer.data import sources
 from anyformer.edge import artefact, learn, shared
 from anyformer.edge.device import Table
+from anyformer.edge.heirs import MARK, Heirs, planned
 from anyformer.edge.learn import Say
 from anyformer.edge.medium import Texts
 from anyformer.edge.running import reading
 from anyformer.edge.shared import Shared
-from anyformer.edge.space import Choice, key, space
+from anyformer.edge.space import Choice, Space, key, space
 from anyformer.edge.targets.base import rounded
 from anyformer.edge.task import read
+from anyformer.edge.trial import trial
 from anyformer.edge.wish import Wish
 from anyformer.hub.formats.guard import atomic_write, claim, read_json
 
 BEST = 8  # architectures that are measured
 TEACHER = 0.3  # of the time, at most
 PARTS = {"shared": 0.15, "search": 0.05, "race": 0.2}  # of the rest; what is left trains the chosen one
+LED = {"shared": 0.05, "search": 0.02, "race": 0.2}  # the same, if an heir is ahead in the trial
 POPULATION, TRIED = 20, 400
 WORST = -1e3  # in the place of a metric that was not computed
 PLAIN = 3  # uniform models among the first of the search
@@ -107,20 +110,51 @@ class Design:
         medium = reading(self._base(2), wish.tokens, wish.side, wish.seconds)
         if teacher is not None:
             learn.check_teacher(teacher, medium)
+            assert isinstance(medium, Texts)
+            medium.source = teacher.tokenizer
         self.task = read(wish.task, wish.metric, medium, wish.seed, wish.test)
         if medium.loss:
             say(medium.loss)
         base = medium.fitted(self._base(self.task.outputs))
         self.target = wish.runtime()
         self.space = self.target.fitted(space(base, wish.tokens, wish.values, medium.sizes()), tuple(wish.values or ()))
+        self.heirs = self._heirs(base)
         self._claim()
         with FileLock(self.out / "shared.lock"):
-            medium.learned(self.task.parts["learn"], self.space.model.get("vocab", (None,)), self.out)
+            medium.learned(self.task.parts["learn"], self._vocabs(), self.out)
         self.table = Table(self.space, self.target)
+        self.tried: dict[str, Any] = {}
+        self.parts = PARTS
         self.seconds = wish.hours * 3600
         self.vectors: torch.Tensor | None = None
         self.left, self.taught = self.seconds, dict[str, Any]()
         self._sizes: dict[str, tuple[int, float]] = {}
+
+    def _heirs(self, base: Any) -> tuple[Heirs, Table] | None:
+        """The heirs of the teacher and their table; None without a teacher, or if it has none."""
+        if self.teacher is None:
+            return None
+        try:
+            heirs = Heirs(self.teacher, base, self.space)
+        except ValueError as error:
+            self.say(f"no student begins with the teacher's layers: {error}")
+            return None
+        return heirs, Table(heirs.space, self.target)
+
+    def _vocabs(self) -> tuple[int | None, ...]:
+        """The sizes of all tokenizers."""
+        own = self.space.model.get("vocab", (None,))
+        return own if self.heirs is None else tuple({*own, *self.heirs[0].space.model["vocab"]})
+
+    def recipe(self, choice: Choice) -> Any:
+        """The recipe of a choice, of the search or of an heir."""
+        return self._of(choice)[0].recipe(choice)
+
+    def _of(self, choice: Choice) -> tuple[Space | Heirs, Table]:
+        if MARK in choice:
+            assert self.heirs is not None
+            return self.heirs
+        return self.space, self.table
 
     def _base(self, outputs: int) -> Any:
         """The page's recipe: a decoder of texts as it is, else with a head of so many outputs."""
@@ -134,7 +168,7 @@ class Design:
 
     def point(self, choice: Choice) -> Point:
         """The size and the time of a choice, by counting and by the table."""
-        return Point(choice, self.size(choice), self.table.milliseconds(choice))
+        return Point(choice, self.size(choice), self._of(choice)[1].milliseconds(choice))
 
     def size(self, choice: Choice) -> int:
         """Bytes of the artefact of a choice: weights counted, nodes by the table, the tokenizer and the script."""
@@ -143,9 +177,9 @@ class Design:
     def _counted(self, choice: Choice) -> tuple[int, float]:
         """The bytes, and the share of the numbers of matrices that can be in few bits."""
         if (known := key(choice)) not in self._sizes:
-            model = pages.empty(self.space.recipe(choice))
-            entries = self.target.plan(model, choice.get("bits", 8))
-            total = self.table.graph(choice) + self.beside(choice) + self.target.weights(model, entries)
+            model = pages.empty(self.recipe(choice))
+            entries = planned(model, choice, self.target)
+            total = self._of(choice)[1].graph(choice) + self.beside(choice) + self.target.weights(model, entries)
             self._sizes[known] = total, artefact.covered(model, entries)
         return self._sizes[known]
 
@@ -189,7 +223,7 @@ class Design:
         most = max(some, key=lambda c: self._counted(c)[1])
         if self.target.few_bits and self._counted(most)[1] < self.wish.coverage:
             model = pages.empty(self.space.recipe(most))
-            artefact.check_covered(model, self.target.plan(model, most.get("bits", 8)), self.wish.coverage)
+            artefact.check_covered(model, planned(model, most, self.target), self.wish.coverage)
 
     def _prepared(self) -> Shared:
         """The teacher's scores and the shared weights, made by one process while others wait."""
@@ -198,8 +232,11 @@ class Design:
             if self.teacher is not None:
                 self.vectors = self.first()
                 self._teach()
+                self.tried = trial(self)
+                self.left -= self.tried.get("seconds", 0)
+                self.parts = LED if self.tried.get("heirs") else PARTS
             weights = Shared(self.space, self.wish.seed, self.vectors)
-            seconds = PARTS["shared"] * self.left
+            seconds = self.parts["shared"] * self.left
             self.say(f"all models share their weights for {seconds:.0f} s")
             steps = shared.train(weights, self.task, seconds, self.out / "shared.pt", self.wish.seed, self.say)
             self.say(f"  {steps:,} steps")
@@ -227,6 +264,7 @@ class Design:
             state: dict[str, Any] = {"share": share, "seconds": learn.clock() - began, "score": None}
             if taught is not None:
                 state |= {"texts": learned.items, "soft": learned.soft, "choose": taught.choose, "score": taught.test}
+                state["heir"] = self.inherited(taught.model)
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 atomic_write(kept, lambda to: torch.save(state, to))
             atomic_write(file, lambda to: torch.save(state, to))
@@ -235,10 +273,22 @@ class Design:
             learned.items, learned.soft, learned.ids = self.taught["texts"], self.taught["soft"], {}
         self.left = self.seconds - self.taught["seconds"]
 
+    def inherited(self, taught: Any = None) -> dict[str, torch.Tensor] | None:
+        """The weights that heirs are cut from; None if there are none."""
+        medium = self.task.medium
+        assert isinstance(medium, Texts)
+        return None if self.heirs is None else self.heirs[0].weights(medium.tokenizers[self.space.largest], taught)
+
+    def standing(self, weights: Shared, choice: Choice) -> Any:
+        """A model of a choice with weights of its own: those of the trial, else of all models."""
+        known = self.tried.get("models", {}).get(key(choice))
+        return weights.standing(choice) if known is None else known
+
     def _lesson(self) -> str:
         """A name for what a teacher learns and reads: the same rows, the same weights."""
         assert self.teacher is not None
-        found = hashlib.sha256(repr((self.wish.metric, self.wish.tokens, self.wish.seed, self.wish.more)).encode())
+        about = (self.wish.metric, self.wish.tokens, self.wish.seed, self.wish.more, self.space.largest)
+        found = hashlib.sha256(repr(about).encode())
         for part in self.task.parts.values():
             found.update(repr((part.items, part.labels.tolist())).encode())
         for name, weight in self.teacher.state_dict().items():
@@ -250,7 +300,7 @@ class Design:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        seconds = PARTS["search"] * self.left
+        seconds = self.parts["search"] * self.left
         self.say(f"searching for {seconds:.0f} s, at most {self.wish.trials} models")
         seed = self.wish.seed + len(self._trials())
         self.study.sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=seed)
@@ -298,9 +348,9 @@ class Design:
     def points(self) -> list[Point]:
         """All models of the search, the best first; each once."""
         found: dict[str, Point] = {}
-        for trial in self._trials():
-            choice = trial.user_attrs["choice"]
-            metric, size, time = trial.values
+        for one in self._trials():
+            choice = one.user_attrs["choice"]
+            metric, size, time = one.values
             found[key(choice)] = Point(choice, int(size), time, metric=metric if metric > WORST else None)
         return sorted(found.values(), key=lambda p: (p.over(self.wish) > 0, p.over(self.wish), -p.goodness))
 
@@ -324,14 +374,14 @@ class Design:
         return best
 
     def _run_best(self, weights: Shared) -> list[Point]:
-        best, plain = self.points()[:BEST], self.plain()[:1]
+        best, plain = [*self.tried.get("heirs", []), *self.points()][:BEST], self.plain()[:1]
         if plain and all(key(p.choice) != key(plain[0].choice) for p in best):
             best = [*best[: BEST - 1], replace(plain[0], metric=self.score(weights, plain[0].choice))]
         self.say(f"the best {len(best)} are exported and measured")
         folder, target = self.out / "candidates", self.target
         for number, point in enumerate(best):
-            model, path = weights.standing(point.choice).eval(), folder / f"{number}{Path(target.file).suffix}"
-            model = rounded(model, target.plan(model, point.choice.get("bits", 8)))
+            model, path = self.standing(weights, point.choice), folder / f"{number}{Path(target.file).suffix}"
+            model = rounded(model, planned(model, point.choice, target)).eval()
             target.write(model, path, whole=target.whole(point.choice))
             point.real = target.measured(path, model)
             point.real_size = path.stat().st_size + self.beside(point.choice)

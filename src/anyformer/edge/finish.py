@@ -20,12 +20,14 @@ from anyformer import hub
 from anyformer.compress import few
 from anyformer.edge import artefact, learn
 from anyformer.edge.count import count
-from anyformer.edge.design import PARTS, Design, Infeasible, Point
+from anyformer.edge.design import Design, Infeasible, Point
+from anyformer.edge.heirs import MARK, planned
 from anyformer.edge.learn import Say
 from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import PATHS, Choice, key
 from anyformer.edge.targets import Onnx, Target, Written
 from anyformer.edge.task import BITS, SCORES, Task, said
+from anyformer.edge.trial import learned
 from anyformer.edge.wish import Wish
 from anyformer.hub.formats.guard import atomic_write, read_json
 
@@ -66,9 +68,9 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     """
     wish, task = design.wish, design.task
     chosen, model = race(design, weights, [p for p in measured if not p.over(wish)])
-    seconds, vocab = design.left * (1 - sum(PARTS.values())), chosen.choice.get("vocab")
+    seconds, vocab = design.left * (1 - sum(design.parts.values())), chosen.choice.get("vocab")
     design.say(f"the first of the race learns for {seconds:.0f} s: {chosen.line(wish)}")
-    learn.fit(model, task, vocab, seconds, seed=wish.seed + RUNNERS, say=design.say)
+    learned(design, model, chosen.choice, seconds, RUNNERS, design.say)
     task.medium.attach(model, vocab)
     model.origin = {**(model.origin or {}), "classes": list(task.classes)}
     test = task.parts["test"]
@@ -121,16 +123,17 @@ def race(design: Design, weights: Shared, fitting: list[Point]) -> tuple[Point, 
     task, plain = design.task, [p for p in design.plain() if any(key(p.choice) == key(f.choice) for f in fitting)][:1]
     best = sorted(fitting, key=lambda p: -p.goodness)
     first = [p for p in best if plain and key(p.choice) == key(plain[0].choice)]
+    first += [p for p in best if MARK in p.choice]
     running = [*first, *(p for p in best if p not in first)][:RUNNERS]
-    models = {key(p.choice): weights.standing(p.choice) for p in running}
+    models = {key(p.choice): design.standing(weights, p.choice) for p in running}
     found = {key(p.choice): p.goodness for p in running}
     rounds = (len(running) - 1).bit_length()
     for turn in range(rounds):
-        each = PARTS["race"] * design.left / rounds / len(running)
+        each = design.parts["race"] * design.left / rounds / len(running)
         design.say(f"{len(running)} models learn for {each:.1f} s each")
         for p in running:
-            known, seed = key(p.choice), design.wish.seed + turn
-            found[known] = learn.fit(models[known], task, p.choice.get("vocab"), each, seed=seed, say=lambda _: None)
+            known = key(p.choice)
+            found[known] = learned(design, models[known], p.choice, each, turn)
         running = sorted(running, key=lambda p: -found[key(p.choice)])[: len(running) // 2 or 1]
     chosen = running[0]
     if design.taught.get("score") is not None and design.taught["choose"] <= found[key(chosen.choice)]:
@@ -150,7 +153,7 @@ def stored(model: Any, task: Task, choice: Choice, room: int, target: Target | N
     """
     bits, vocab, learned = choice.get("bits", 8), choice.get("vocab"), task.parts["learn"]
     target = target or Onnx()
-    entries = target.plan(model, bits)
+    entries = planned(model, choice, target)
     if bits < 8:
         inputs = task.medium.batch(learned, vocab, list(range(min(200, task.medium.looked, len(learned.labels)))))
         with torch.no_grad():
@@ -238,19 +241,20 @@ def report(design: Design, chosen: Point, measured: Sequence[Point]) -> dict[str
     def told(point: Point) -> dict[str, Any]:
         return {**vars(point), "metric": None if point.metric is None else said(wish.metric, point.metric)}
 
-    every = [known.get(json.dumps(p.choice, sort_keys=True), p) for p in design.points()]
+    every = [p for p in measured if MARK in p.choice]
+    every += [known.get(json.dumps(p.choice, sort_keys=True), p) for p in design.points()]
     errors = [abs(p.milliseconds / min(r[0] for r in p.real) - 1) for p in measured if p.real]
     worst = {
         "size": (chosen.real_size or 0) / wish.size, "latency": chosen.p50 / wish.latency,
     }  # fmt: skip
     if wish.memory is not None:
         worst["memory"] = max(r[2] for r in chosen.real) / wish.memory
-    flops = count(design.space.recipe(chosen.choice), tokens=wish.tokens)
+    flops = count(design.recipe(chosen.choice), tokens=wish.tokens)
     return {
         "wish": {n: getattr(wish, n) for n in SAID},
         "machine": design.table.key, "table": {"error": median(errors), "seconds": design.table.took},
         "chosen": told(chosen), "parameters": flops.parameters, "flops": flops.forward,
-        "recipe": repr(design.space.recipe(chosen.choice)), "used": worst, "without": dict(design.space.without),
+        "recipe": repr(design.recipe(chosen.choice)), "used": worst, "without": dict(design.space.without),
         "points": [told(p) for p in every], "better": "lower" if wish.metric == BITS else "higher",
         "mattered": mattered(design.points(), wish),
     }  # fmt: skip

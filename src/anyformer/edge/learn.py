@@ -45,10 +45,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Taught:
-    """A teacher's metric on the first 600 rows that choose, and on those that are looked at once."""
+    """A teacher's metric on the first 600 rows that choose, and on those that are looked at once; itself, as it was
+    when it had these."""
 
     choose: float
     test: float
+    model: Any
 
 
 def clock() -> float:
@@ -185,7 +187,7 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
         found = teacher.eval()(**task.medium.batch(learn, OWN, [0])).logits
     if found is None or found.ndim != 2:
         seconds = seconds / 2
-        if (needed := _once(teacher, task, half)) > seconds:
+        if (needed := pace(teacher, task, OWN, half) * len(learn.labels) / min(SIZE, len(learn.labels))) > seconds:
             say(f"no teacher: to learn from each text once takes {needed:.0f} s, and it has {seconds:.0f} s")
             learn.ids.pop(OWN, None)
             return None
@@ -205,7 +207,7 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
     scores = [
         task.measure(task.answers(run, p, OWN), p) for p in (task.parts[n].first(medium.looked) for n in LOOKED_AT)
     ]
-    taught, ends = Taught(*scores), clock() + seconds
+    taught, ends = Taught(scores[0], scores[1], teacher), clock() + seconds
     learn.soft = torch.full((len(learn.items), task.outputs), float("nan"))
     with torch.no_grad():
         for rows in itertools.islice(task.draws(every, OWN, SIZE, noise), -(-len(learn.items) // SIZE)):
@@ -224,18 +226,18 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
     return taught
 
 
-def _once(teacher: Any, task: Task, half: bool) -> float:
-    """About the seconds that a teacher needs to learn from each row once: three times a pass, of some rows."""
+def pace(model: Any, task: Task, vocab: int | None, half: bool) -> float:
+    """About the seconds of a step: three times a pass over some rows."""
     learn = task.parts["learn"]
     rows = list(range(min(SIZE, len(learn.labels))))
     took = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        batch = task.medium.batch(learn, OWN, rows)
+        batch = task.medium.batch(learn, vocab, rows)
         for _ in range(2):
             began = clock()
-            teacher(**batch)
+            model(**batch)
             took.append(clock() - began)
-    return 3 * min(took) * len(learn.labels) / len(rows)
+    return 3 * min(took)
 
 
 def _headed(model: Any, outputs: int) -> Any:

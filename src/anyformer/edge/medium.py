@@ -24,15 +24,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer as Core
 from torch import Tensor
 
 from anyformer.core.recipe import Recipe
-from anyformer.data import files, vocabulary
+from anyformer.data import files
 from anyformer.data.batches import filled
 from anyformer.data.pictures import below
 from anyformer.data.records import KINDS, find, records
 from anyformer.data.tables import classes
+from anyformer.edge.pieces import tokenizers
 from anyformer.hub.processors.images import ImageProcessor
 from anyformer.hub.processors.sounds import SoundProcessor
 from anyformer.hub.text.reading import reading as read_text
@@ -147,6 +147,9 @@ class Texts(Medium):
 
     Args:
         tokens: of the longest text; longer ones are cut.
+
+    Attributes:
+        source: the tokenizer of a teacher, whose pieces are read if they can be.
     """
 
     name, script = "texts", Path(__file__).with_name("run.txt")
@@ -154,13 +157,14 @@ class Texts(Medium):
     def __init__(self, tokens: int):
         self.tokens = tokens
         self.tokenizers: dict[int | None, Tokenizer] = {}
+        self.source: Tokenizer | None = None
 
     def rows(self, file: str | Path) -> Iterator[tuple[str, Any]]:
         return ((str(r["text"]), r["label"]) for r in records(file, None, ("text", "label")))
 
     def learned(self, part: Part, vocabs: Sequence[int | None], folder: Path) -> None:
         sizes = [v for v in vocabs if v is not None]
-        self.tokenizers |= tokenizers(part.items, sizes, folder / "tokenizer.json")
+        self.tokenizers |= tokenizers(part.items, sizes, folder / "tokenizer.json", self.source)
 
     @property
     def words(self) -> str:
@@ -345,17 +349,3 @@ def _heard(own: Callable[[], Mapping[str, Any]] | None) -> dict[str, Any]:
     """First weights with which features are about as large as the places that are added to them: with 0.02 they are a
     fiftieth, and the first steps of a short search hear nothing."""
     return {**(own() if own else {}), "embed.first": LOUD, "embed.second": LOUD}
-
-
-def tokenizers(texts: Sequence[str], vocabs: Sequence[int], file: Path) -> dict[int | None, Tokenizer]:
-    """WordPiece tokenizers of several sizes; a smaller one is the beginning of the largest, so that rows of a token
-    table are the same tokens in all. The largest is kept in `file`, since another run would find other tokens."""
-    if not file.exists():
-        vocabulary.make(texts, "wordpiece", max(vocabs)).core.save(str(file), pretty=False)
-    whole = json.loads(file.read_text(encoding="utf-8"))
-    made: dict[int | None, Tokenizer] = {}
-    for size in vocabs:
-        kept = {token: i for token, i in whole["model"]["vocab"].items() if i < size}
-        content = {**whole, "model": {**whole["model"], "vocab": kept}}
-        made[size] = Tokenizer(Core.from_str(json.dumps(content)), vocabulary.BERT)
-    return made

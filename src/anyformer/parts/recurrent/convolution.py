@@ -117,7 +117,11 @@ class ConvPositions(Mixer):
         if self.direction.is_meta:
             return  # there, arithmetic imports PyTorch's compiler
         with torch.no_grad():
-            self.gain.copy_(self.direction.norm(dim=(0, 1)))
+            self.gain.copy_(self._lengths())
+
+    def _lengths(self) -> Tensor:
+        """|direction| of each tap, (W,). PyTorch's norm over the axes in front takes ten times as long as this sum."""
+        return self.direction.square().sum((0, 1)).sqrt()
 
     def forward(self, x: Tensor, flow: Flow) -> Tensor:
         slot = flow.slot(self)
@@ -128,7 +132,7 @@ class ConvPositions(Mixer):
         else:
             inputs = torch.cat((slot.held[0], clean), 1)
             slot.put(x.shape[1], inputs[:, inputs.shape[1] - before :])
-        weight = self.direction * (self.gain / self.direction.norm(dim=(0, 1)))
+        weight = self.direction * (self.gain / self._lengths())
         places = self.act(F.conv1d(inputs.mT, weight, self.bias, groups=self.groups)).mT  # (B, T, D)
         return drop(self, call(self.norm, x + places))
 
