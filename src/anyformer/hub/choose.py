@@ -45,6 +45,9 @@ def by_name(name: str, form: str) -> Known:
     Raises:
         ValueError: with the nearest names, if there is none.
     """
+    for own in _own(name, form):
+        if name in _called(own[1]):
+            return own
     known = {name: (page, hub) for page, hub in _every(form) for name in _called(hub)}
     if name not in known:
         listed = ", ".join(sorted(known)) or "none"
@@ -64,6 +67,9 @@ def by_config(config: Mapping[str, Any]) -> Known:
     kind, named = config.get("model_type"), architecture(config)
     if of_diffusers(config):
         return by_name(str(named), "diffusers")
+    for known in _own(str(kind), "hf"):
+        if named in known[1].architectures and kind in (known[1].name, *known[1].types):
+            return known
     holds = [known for known in _every("hf") if named in known[1].architectures]
     for known in holds:
         if kind in (known[1].name, *known[1].types):
@@ -108,6 +114,12 @@ def implied(hub: Hub, config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _called(hub: Hub) -> tuple[str, ...]:
     """The names by which files of a map are found; for diffusers, class names."""
     return tuple(hub.architectures) if hub.format == "diffusers" else (hub.name,)
+
+
+def _own(name: str, form: str) -> list[Known]:
+    """The maps of the page of this name: most files are found there, and the other pages need not be imported."""
+    page = pages.page(name) if name in pages.names() else None
+    return [] if page is None else [(page, hub) for hub in page.module.HUBS if hub.format == form]
 
 
 def _every(form: str) -> list[Known]:
