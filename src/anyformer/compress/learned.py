@@ -42,20 +42,20 @@ class Call:
 
 
 class Rounding(nn.Module):
-    """What is learned of one matrix."""
+    """The numbers that are learned of one matrix."""
 
     def __init__(self, weight: Tensor, bits: int, group: int, whole: bool):
         super().__init__()
         self.bits, self.group, self.whole = bits, group, whole
         self.shape, self.kind = weight.shape, weight.dtype
-        self.groups = rounding.grouped(weight.detach().float(), group)  # (O, G, g)
+        known = weight.detach().float()
+        self.groups, self.ends = rounding.grouped(known, group), rounding.ends(known, bits, group)
         self.offset = nn.Parameter(torch.zeros_like(self.groups))
         self.low, self.high = (nn.Parameter(torch.ones_like(self.groups[..., 0])) for _ in range(2))  # (O, G)
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """Scales and zeros (O, G), as they are stored; their gradients are those of numbers that are not rounded."""
-        low = self.low * self.groups.amin(-1).clamp(max=0)
-        high = self.high * self.groups.amax(-1).clamp(min=0)
+        low, high = self.low * self.ends[0], self.high * self.ends[1]
         scale = ((high - low) / (2**self.bits - 1)).clamp(min=rounding.LEAST)
         exact = rounding.stored(low.detach(), high.detach(), self.bits, self.whole)
         return _as(scale, exact[0]), _as(-low / scale, exact[1])

@@ -48,18 +48,9 @@ class Rounded:
 
 
 def grid(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
-    """Scales and zeros (O, G) of grids that go from the smallest weight of a group, or 0, to the largest, or 0.
-
-    Raises:
-        ValueError: for weights that are not finite, or too large for a scale of float16.
-    """
-    if not matrix.isfinite().all():
-        raise ValueError("it holds infinities or NaN")
-    low, high = _ends(matrix, group)
-    scale = (high - low) / (2**bits - 1)
-    if bool((scale > MOST).any()):
-        raise ValueError(f"its weights reach {float(matrix.abs().max()):.3g}, too much for a scale of 16 bits")
-    scale = scale.clamp(min=LEAST)
+    """Scales and zeros (O, G) of grids between the `ends` of each group."""
+    low, high = ends(matrix, bits, group)
+    scale = ((high - low) / (2**bits - 1)).clamp(min=LEAST)
     return scale, -low / scale
 
 
@@ -147,15 +138,23 @@ def grouped(matrix: Tensor, group: int) -> Tensor:
     return F.pad(matrix, (0, -matrix.shape[1] % group)).unflatten(1, (-1, group))
 
 
-def _ends(matrix: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """The smallest weight of a group, or 0, and the largest, or 0: (O, G)."""
+def ends(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """The smallest weight of a group, or 0, and the largest, or 0: (O, G).
+
+    Raises:
+        ValueError: for weights that are not finite, or too large for a scale of float16.
+    """
+    if not matrix.isfinite().all():
+        raise ValueError("it holds infinities or NaN")
     groups = grouped(matrix, group)  # (O, G, g)
-    return groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    if bool(((high - low) / (2**bits - 1) > MOST).any()):
+        raise ValueError(f"its weights reach {float(matrix.abs().max()):.3g}, too much for a scale of 16 bits")
+    return low, high
 
 
 def _halves(matrix: Tensor, bits: int, group: int, whole: bool = False) -> tuple[Tensor, Tensor]:
-    grid(matrix.float(), bits, group)  # for its errors
-    return stored(*_ends(matrix.float(), group), bits, whole)
+    return stored(*ends(matrix.float(), bits, group), bits, whole)
 
 
 def stored(low: Tensor, high: Tensor, bits: int, whole: bool = False) -> tuple[Tensor, Tensor]:
