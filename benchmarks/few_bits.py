@@ -28,6 +28,7 @@ from anyformer.cli import models
 from anyformer.compress import compare, few
 from anyformer.compress.held import Held, inputs_of
 from anyformer.core.machine import conditions, processor
+from benchmarks import report
 
 GROUP, ITERATIONS = 32, 200  # inputs that share a scale; steps of auto-round a block, its own default
 FILE = "model.safetensors"
@@ -95,7 +96,7 @@ def table(source: str, every: list[int]) -> str:
         names[f"{method}, whole zeros"] = partial(ours, model, method, held, whole=True)
     names["the package hqq"] = partial(hqq, model)
     names["the package auto-round, whole zeros"] = partial(auto_round, model, held)
-    found = compare.distance(model, model, held)
+    found: compare.Distance
     for name, way in names.items():
         cells = list[str]()
         for bits in every:
@@ -138,8 +139,8 @@ def main() -> None:
     print(text)
     if args.doc is not None:
         begin, end = "<!-- few bits: begin -->", "<!-- few bits: end -->"
-        before, _, rest = args.doc.read_text(encoding="utf-8").partition(begin)
-        args.doc.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+        if not report.fill(args.doc, begin, end, f"\n{text}\n"):
+            raise SystemExit(f"{args.doc} has no {begin} … {end}")
 
 
 if __name__ == "__main__":

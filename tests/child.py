@@ -27,7 +27,7 @@ Told = list[tuple[str, dict[str, Any]]]  # hooks of pytest that the child called
 
 
 class Teller:
-    """What stands in the child for the plugin that speaks with the process that started the worker."""
+    """The plugin in the child in the place of the one that speaks with the process that started the worker."""
 
     def __init__(self) -> None:
         self.told: Told = []

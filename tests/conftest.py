@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def found(name: str, package: str | None = None, find: Any = importlib.util.find_spec) -> Any:
-    """Where a module is, as `importlib.util.find_spec` says it; the hidden ones can be imported all the same."""
+    """The place of a module, as `importlib.util.find_spec` says it; the hidden ones can be imported all the same."""
     return None if name in HIDDEN else find(name, package)
 
 
@@ -60,7 +60,7 @@ importlib.util.find_spec = found
 
 
 def prepare(session: pytest.Session) -> None:
-    """What nearly every page of the contract imports or computes, before a worker's children part."""
+    """Imports and computes for nearly every page of the contract, before a worker's children part."""
     if any("test_contract[" in item.nodeid for item in session.items):
         import torch._inductor.compile_fx  # noqa: F401
 
@@ -236,7 +236,7 @@ Notes = tuple[dict[str, float], tuple[int, str], dict[str, int]]
 
 
 def noted() -> Notes:
-    """What was counted here since it was last asked."""
+    """The counts of this process since it was last asked."""
     said = dict(spent), memory[0], dict(rises)
     spent.clear()
     rises.clear()
@@ -244,7 +244,7 @@ def noted() -> Notes:
 
 
 def add(notes: Notes) -> None:
-    """What was counted in another process."""
+    """Adds the counts of another process."""
     seconds, most, risen = notes
     for name in seconds:
         spent[name] = spent.get(name, 0.0) + seconds[name]
@@ -253,7 +253,7 @@ def add(notes: Notes) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """What a worker has counted goes to the process that started it."""
+    """Sends the counts of a worker to the process that started it."""
     if hasattr(session.config, "workeroutput"):
         memory[0] = max(memory[0], (most_resident(), "collection"))
         session.config.workeroutput["notes"] = json.dumps([sorted(omitted), noted()])

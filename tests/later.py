@@ -1,4 +1,4 @@
-"""What waits: cases for `make test-all`, beside those that prove nearly the same in `make test`, and large packages."""
+"""Cases that wait for `make test-all`, beside those that prove nearly the same in `make test`, and large packages."""
 
 from importlib.util import find_spec
 from typing import Any

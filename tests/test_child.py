@@ -1,4 +1,4 @@
-"""What a child of a worker runs is reported as if the worker had run it, and the child's end ends no run."""
+"""Tests that a child of a worker runs are reported as if the worker had run them, and the child's end ends no run."""
 
 import os
 import subprocess

@@ -21,7 +21,7 @@ print(*(name.split(".")[2] for name in sys.modules if name.startswith("anyformer
 
 @pytest.mark.parametrize("page", ["bert", "llama"])
 def test_a_directory_is_read_without_the_other_pages(page: str, tmp_path: Path) -> None:
-    """What the page itself builds upon may come with it."""
+    """Pages that the page itself builds upon may come with it."""
     af.build(page, "tiny", seed=0).save(tmp_path / "model")
     command = [sys.executable, "-c", CODE, str(tmp_path / "model")]
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout.split()

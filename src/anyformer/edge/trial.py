@@ -23,8 +23,8 @@ STEPS = 100  # that an heir needs before it says anything: with fewer it was beh
 
 
 def trial(design: Any) -> dict[str, Any]:
-    """What both have learned, and the seconds that it took; {} without an heir or a uniform model that fits. A killed
-    run reads it again."""
+    """The state that both have come to, and the seconds that it took; {} without an heir or a uniform model that fits.
+    A killed run reads it again."""
     if (heir := _largest(design)) is None or not (rivals := design.plain()[:1]):
         return {}
     file, seconds = design.out / "trial.pt", TRIAL * design.left

@@ -150,7 +150,7 @@ class Target(ABC):
         return self.products == "int8" and choice.get("bits", 8) == 8
 
     def marks(self, choice: Choice) -> Choice:
-        """What of a choice decides the time of its layers besides their sizes."""
+        """The part of a choice that decides the time of its layers besides their sizes."""
         return {WHOLE: 1} if self.whole(choice) else {}
 
     def weights(self, model: Any, entries: Sequence[few.Entry]) -> int:
@@ -179,7 +179,7 @@ class Target(ABC):
     def probes(
         self, parts: Mapping[str, Choice], own: Choice, build: Callable[[Choice], Any], folder: Path
     ) -> tuple[dict[str, Probe], Sums]:
-        """What is timed for some rows of the table, and the rows as sums of it.
+        """The measurements for some rows of the table, and the rows as sums of them.
 
         Args:
             parts: models of one layer, or of none, by the name of their row. own: the page's own least layer.
