@@ -13,7 +13,7 @@ import torch
 
 from anyformer.compress import few
 from anyformer.core import pages
-from anyformer.edge import artefact, device
+from anyformer.edge import artefact, device, matrices
 from anyformer.edge.shared import GROUP, Shared, sliced
 from anyformer.edge.space import Choice, space
 from anyformer.edge.targets import Onnx
@@ -66,8 +66,9 @@ def test_a_file_gives_the_numbers_of_the_model_in_few_bits(bits: int, tmp_path: 
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_matrices_of_8_bits_are_multiplied_in_whole_numbers(bits: int, tmp_path: Path) -> None:
-    """Each once; what q, k and v read is rounded once; seven bits, so that two products stay below 16 bits."""
+def test_matrices_in_few_bits_are_multiplied_in_whole_numbers(bits: int, tmp_path: Path) -> None:
+    """Each once; what q, k and v read is rounded once; seven bits, so that two products stay below 16 bits. Those of 4
+    bits are 4 bits in the file."""
     made = space(BASE, 40, SMALL)
     model = pages.build(made.recipe(CHOICE), seed=0).eval()
     few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
@@ -80,14 +81,12 @@ def test_matrices_of_8_bits_are_multiplied_in_whole_numbers(bits: int, tmp_path:
     kinds = [node.op_type for node in graph.node]
     linear = sum(isinstance(m, Grid) and not isinstance(m, GridTable) for m in model.modules())
     assert kinds.count("Gemm") == 1  # the classes, of one vector a text
-    assert kinds.count("MatMulInteger") == count == (linear - 1 if bits == 8 else 0)
-    assert kinds.count("DynamicQuantizeLinear") == (count - 2 if bits == 8 else 0)
-    if bits == 4:
-        assert file.read_bytes() == plain.read_bytes()
-        return
+    assert kinds.count("MatMulInteger") == count == linear - 1
+    assert kinds.count("DynamicQuantizeLinear") == count - 2
     whole = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith(".q") and t.data_type == 3]
-    assert len(whole) == count and max(abs(w.astype(int)).max() for w in whole) == 63
-    assert file.stat().st_size < plain.stat().st_size
+    assert len(whole) == (count if bits == 8 else 0) and all(abs(w.astype(int)).max() == 63 for w in whole)
+    more = file.stat().st_size - plain.stat().st_size
+    assert more < 0 if bits == 8 else abs(more / count / matrices.WHOLE_NODES - 1) < 0.1
     off = artefact.difference(artefact.opened(file), model, [inputs(1, 1), inputs(2, 7), inputs(3, 33)])
     assert 1e-6 < off < 0.02
 
@@ -100,14 +99,13 @@ def test_a_table_has_rows_for_whole_numbers(tmp_path: Path, monkeypatch: pytest.
     plain, table = device.Table(made, Onnx(tokens=12)), device.Table(made, Onnx(tokens=12, products="int8"))
     choice = next(made.uniform())
     choice = {**choice, "bits": 8}
-    of_four = {**choice, "bits": 4}
     plain.measure([choice])
     known = set(ran)
-    table.measure([of_four])
-    assert set(ran) == known  # in 4 bits the products are of floats
     table.measure([choice])
-    assert len(ran) > len(known) and table.target.whole(choice) and not table.target.whole(of_four)
-    assert not plain.target.whole(choice)
+    every = set(ran)
+    table.measure([{**choice, "bits": 4}])
+    assert set(ran) == every > known  # a matrix of 4 bits is whole numbers of as many bits, once it is loaded
+    assert table.target.whole and not plain.target.whole
     assert table.graph(choice) > plain.graph(choice)  # more nodes
     layers = stack(
         model := pages.build(made.recipe(choice), seed=0).eval(), row := artefact.example(model, 12), 1,

@@ -197,7 +197,7 @@ def test_executorch_multiplies_whole_numbers(tmp_path: Path) -> None:
     assert target.write(small, whole, whole=True).whole >= 5 and whole.stat().st_size < plain.stat().st_size
     row = artefact.example(small, 9, rows=2)
     assert 1e-6 < target.difference(whole, small, [row]) < 0.05
-    assert target.whole({"bits": 8}) and pte.DELEGATED == 0.9
+    assert target.whole and pte.DELEGATED == 0.9
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -1,11 +1,7 @@
 """A model as one ONNX file, small on the disk and fast: matrices in few bits are floats once it is loaded.
 
-```
-codes uint8 ─ unpack ─ Cast ─(-)─(x)─ Reshape ── W float32        constant: ONNX Runtime computes it at loading
-              zero, scale float16 ┘   ┘
-```
-The graph is that of the model; only stored matrices are replaced, by their paths. Names and sizes of the classes are in
-the metadata of the file, so that a script needs nothing else. O outputs, I inputs, G groups.
+The graph is that of the model; only stored matrices are replaced, by their paths (`edge.matrices`). Names and sizes of
+the classes are in the metadata of the file, so that a script needs nothing else.
 """
 
 from __future__ import annotations
@@ -24,16 +20,15 @@ from torch import Tensor
 
 from anyformer.compress.few import Entry
 from anyformer.core.front import FrontEnd
+from anyformer.edge import matrices
 from anyformer.edge.export import _traced, inputs
 from anyformer.generate.engine.graph import quiet
 from anyformer.hub.formats.guard import atomic_write
 from anyformer.parts.quantised import Grid, full
 
 OPSET, IR = 21, 10
-MOST = 63  # of a whole number of seven bits
 CLOSE = 1e-4  # |file - model| that is allowed, over the largest |logit|
 COVERED = 0.9  # the least share of the numbers of matrices in few bits, unless asked for
-NODES = {8: 461, 4: 808}  # bytes of the nodes that multiply out one matrix
 
 
 def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None, whole: bool = False) -> int:
@@ -45,7 +40,7 @@ def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None, whole:
     Args:
         model: in evaluation mode; its matrices can be in few bits (`parts.quantised`), of 4 or 8.
         facts: kept in the file, as JSON under the key `anyformer`.
-        whole: matrices of 8 bits are multiplied in whole numbers, and their inputs are rounded to 8 bits as they come.
+        whole: matrices in few bits are multiplied in whole numbers, their inputs rounded to 8 bits as they come.
 
     Returns:
         The number of these matrices.
@@ -57,9 +52,9 @@ def write(model: Any, path: Path, facts: Mapping[str, Any] | None = None, whole:
     path.parent.mkdir(parents=True, exist_ok=True)
     made = _onnx(full(model).eval(), _logits)
     grids = grids_of(model)
-    wholes = _whole(made.graph, {n: g for n, g in grids.items() if g.bits == 8} if whole else {})
-    for number, (name, grid) in enumerate((n, g) for n, g in grids.items() if n not in wholes):
-        _store(made.graph, name, grid, number)
+    wholes = matrices.in_whole_numbers(made.graph, grids if whole else {})
+    for number, (name, grid) in enumerate((n, g) for n, g in grids.items() if not (n in wholes and g.bits == 8)):
+        matrices.multiplied_out(made.graph, name, grid, number)
     made.metadata_props["anyformer"] = json.dumps(dict(facts or {}))
     import onnx_ir as ir
 
@@ -71,12 +66,12 @@ def translated(model: Any, outputs: Callable[[Any], dict[str, Tensor]], grids: M
     """The graph of a model in floats as ONNX's own object, with the outputs that a function makes of the model's.
 
     Args:
-        grids: matrices of 8 bits, by the name of their weight, that are multiplied in whole numbers.
+        grids: matrices in few bits, by the name of their weight, that are multiplied in whole numbers.
     """
     import onnx_ir as ir
 
     made = _onnx(model, outputs)
-    _whole(made.graph, grids or {})
+    matrices.in_whole_numbers(made.graph, grids or {})
     return ir.serde.serialize_model(made)
 
 
@@ -150,106 +145,6 @@ def _strip(model: Any) -> None:
 def grids_of(model: Any) -> dict[str, Grid]:
     """Matrices in few bits, by the name of their weight."""
     return {f"{path}.weight": m for path, m in model.named_modules() if isinstance(m, Grid)}
-
-
-def _store(graph: Any, name: str, grid: Grid, number: int) -> None:
-    """Puts codes, scales and zeros, and the nodes that multiply them out, in place of a matrix."""
-    import onnx_ir as ir
-
-    if grid.bits not in (4, 8):
-        raise ValueError(f"{name}: an ONNX file stores 4 or 8 bits, and it has {grid.bits}")
-    old = graph.initializers.get(name)
-    if old is None:
-        raise ValueError(f"{name} is in few bits, and the exported graph has no matrix of that name")
-    nodes: list[Any] = []
-
-    def constant(value: np.ndarray, kind: str) -> Any:
-        if kind in graph.initializers:  # numbers that several matrices share
-            return graph.initializers[kind]
-        tensor = ir.tensor(value, name=kind)
-        shape = ir.Shape(value.shape)
-        made = ir.Value(name=kind, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.initializers[kind] = made
-        return made
-
-    def node(kind: str, *given: Any, **attributes: Any) -> Any:
-        made = ir.node(kind, list(given), attributes or None)
-        made.outputs[0].name = f"w{number}.{len(nodes)}"
-        nodes.append(made)
-        return made.outputs[0]
-
-    q = constant(grid.codes.numpy(), f"w{number}.q")
-    if grid.bits == 4:  # the low half of each byte comes first
-        halves = [
-            node("BitwiseAnd", q, constant(np.array(15, np.uint8), "w.low")),
-            node("BitShift", q, constant(np.array(4, np.uint8), "w.shift"), direction="RIGHT"),
-        ]
-        q = node("Concat", *(node("Unsqueeze", half, constant(np.array([-1]), "w.last")) for half in halves), axis=-1)
-    groups = grid.scale.shape[1]
-    shape = (grid.rows, groups, grid.group)
-    q = node("Reshape", node("Cast", q, to=1), constant(np.array(shape), f"w.{shape}"))
-    scale, zero = (
-        node("Cast", constant(t.view(torch.float16).unsqueeze(-1).numpy(), f"w{number}.{kind}"), to=1)
-        for t, kind in ((grid.scale, "s"), (grid.zero, "z"))
-    )
-    w = node("Mul", node("Sub", q, zero), scale)
-    wide = (grid.rows, groups * grid.group)
-    w = node("Reshape", w, constant(np.array(wide), f"w.{wide}"))
-    if wide[1] != grid.columns:
-        w = node("Slice", w, *(constant(np.array([n]), f"w.[{n}]") for n in (0, grid.columns, 1)))
-    graph.insert_before(graph[0], nodes)
-    for user, place in list(old.uses()):
-        user.replace_input_with(place, w)
-    del graph.initializers[name]
-
-
-def _whole(graph: Any, grids: Mapping[str, Grid]) -> set[str]:
-    """Puts y = s_x s (x_q - z) q in place of y = x w^T, for each matrix that is only ever multiplied so; their names.
-
-        x_q, s_x, z: x in whole numbers of 8 bits, from its least to its largest; q: w in 7 bits with a scale s a row.
-
-    Seven bits, since two products of eight are above 16 bits, where AVX2 without VNNI cuts them off.
-    """
-    import onnx_ir as ir
-
-    rounded, done = dict[Any, tuple[Any, ...]](), set[str]()
-    for name, grid in grids.items():
-        old = graph.initializers.get(name)
-        turned = [] if old is None else [user for user, _ in old.uses()]
-        products = [user for t in turned for user, _ in t.outputs[0].uses()]
-        plain = {t.op_type for t in turned} == {"Transpose"} and {p.op_type for p in products} == {"MatMul"}
-        if not plain or any(p.outputs[0].is_graph_output() for p in products):
-            continue
-        w = grid.dequantised()
-        scale = w.abs().amax(1).clamp(min=1e-12) / MOST
-        given = {"q": (w / scale[:, None]).round().to(torch.int8).T.contiguous().numpy(), "s": scale.numpy()}
-        q, s = (ir.Value(name=f"{name}.{n}", const_value=ir.tensor(v, name=f"{name}.{n}")) for n, v in given.items())
-        for value in (q, s):
-            graph.register_initializer(value)
-        for number, product in enumerate(products):
-            x, y = product.inputs[0], product.outputs[0]
-            if x not in rounded:
-                quantised = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
-                for i, value in enumerate(quantised.outputs):
-                    value.name = f"{x.name}.{i}"
-                graph.insert_before(product, [quantised])
-                rounded[x] = tuple(quantised.outputs)
-            x_q, s_x, z = rounded[x]
-            sums = ir.node("MatMulInteger", [x_q, q, z])
-            floats = ir.node("Cast", [sums.outputs[0]], {"to": 1})
-            factor = ir.node("Mul", [s_x, s])
-            end = ir.node("Mul", [floats.outputs[0], factor.outputs[0]])
-            for i, node in enumerate((sums, floats, factor, end)):
-                node.outputs[0].name = f"{name}.{number}.{i}"
-            graph.insert_before(product, [sums, floats, factor, end])
-            for user, place in list(y.uses()):
-                user.replace_input_with(place, end.outputs[0])
-            graph.remove(product, safe=True)
-        for t in turned:
-            graph.remove(t, safe=True)
-        del graph.initializers[name]
-        done.add(name)
-    return done
 
 
 def covered(model: Any, entries: Sequence[Entry]) -> float:

@@ -382,7 +382,7 @@ class Design:
         for number, point in enumerate(best):
             model, path = self.standing(weights, point.choice), folder / f"{number}{Path(target.file).suffix}"
             model = rounded(model, planned(model, point.choice, target)).eval()
-            target.write(model, path, whole=target.whole(point.choice))
+            target.write(model, path, whole=target.whole)
             point.real = target.measured(path, model)
             point.real_size = path.stat().st_size + self.beside(point.choice)
             path.unlink()

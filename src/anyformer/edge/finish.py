@@ -86,7 +86,7 @@ def finish(design: Design, weights: Shared, measured: list[Point]) -> dict[str, 
     try:
         off, written = _write(design, small, vocab, beside)
         products = "float32"
-        if design.target.whole(chosen.choice):
+        if design.target.whole:
             answers, off, products = in_whole_numbers(design, small, vocab, beside, answers, off)
             lost = moved(task, answers, full)
         chosen.real_size = sum(f.stat().st_size for f in beside.iterdir())
@@ -221,7 +221,7 @@ def in_whole_numbers(
     count = target.write(model, other, design.facts(vocab), whole=True).whole
     if not count:
         other.unlink()
-        return before, off, "float32: no matrix of 8 bits is multiplied as it is"
+        return before, off, "float32: no matrix in few bits is multiplied as it is"
     old, new = (min(r[0] for r in target.measured(f, model)) for f in (file, other))
     run = target.opened(other)
     answers = task.answers(lambda **given: torch.as_tensor(run(**given)), task.parts["test"], vocab)

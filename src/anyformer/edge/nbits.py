@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anyformer.edge import artefact
+from anyformer.edge import artefact, matrices
 from anyformer.edge.export import CHECKED, _every, _named, inputs
 from anyformer.hub.formats.guard import atomic_write
 from anyformer.parts.quantised import Grid, GridTable, full, packed
@@ -99,7 +99,7 @@ def _put(graph: Any, name: str, grid: Grid, number: int) -> list[Any]:
     weight = graph.initializers.get(name)
     made = [] if isinstance(grid, GridTable) or weight is None else _products(graph, weight, grid, number)
     if weight is not None and list(weight.uses()):
-        artefact._store(graph, name, grid, number)
+        matrices.multiplied_out(graph, name, grid, number)
     elif weight is not None:
         del graph.initializers[name]
     return made

@@ -57,7 +57,7 @@ class Target(ABC):
     """Base of the targets.
 
     Args:
-        threads: of the runtime. tokens: of the longest text. products: float32, or int8 for models in 8 bits.
+        threads: of the runtime. tokens: of the longest text. products: of numbers in float32, or rounded to int8.
         coverage: the least share of what the target counts: numbers of matrices in few bits, or delegated products.
 
     Attributes:
@@ -118,7 +118,7 @@ class Target(ABC):
 
         Args:
             model: in evaluation mode; its matrices can be in few bits. facts: that the script needs.
-            whole: matrices of 8 bits are multiplied in whole numbers.
+            whole: matrices in few bits are multiplied in whole numbers.
 
         Raises:
             ValueError: for a model that the target cannot hold, with the reason. OSError.
@@ -145,13 +145,14 @@ class Target(ABC):
         """Every matrix of a model: its bits in the file, or None and why."""
         return few.plan(model, bits, GROUP)
 
-    def whole(self, choice: Choice) -> bool:
-        """True if the products of a choice are of whole numbers."""
-        return self.products == "int8" and choice.get("bits", 8) == 8
+    @property
+    def whole(self) -> bool:
+        """True if products are of whole numbers."""
+        return self.products == "int8"
 
     def marks(self, choice: Choice) -> Choice:
         """The part of a choice that decides the time of its layers besides their sizes."""
-        return {WHOLE: 1} if self.whole(choice) else {}
+        return {WHOLE: 1} if self.whole else {}
 
     def weights(self, model: Any, entries: Sequence[few.Entry]) -> int:
         """Bytes of the weights of a model in floats, as a plan has them in the file."""

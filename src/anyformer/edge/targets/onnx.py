@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from anyformer.compress import few
-from anyformer.edge import artefact
+from anyformer.edge import artefact, matrices
 from anyformer.edge.shared import GROUP
 from anyformer.edge.space import STREAM, Choice, key
 from anyformer.edge.targets.base import WHOLE, Probe, Sums, Target, Written, rounded
@@ -25,8 +25,7 @@ class Onnx(Target):
 
     name, file, packages = "onnx", "model.onnx", ("onnx", "onnxscript", "onnxruntime")
     install = 'pip install "anyformer[engine]"'
-    kinds, nodes = ("float32", "int8"), artefact.NODES
-    rounds = 3
+    kinds, rounds = ("float32", "int8"), 3
     needs, imports = "onnxruntime", "import onnxruntime"
     opens = """\
 options = onnxruntime.SessionOptions()
@@ -34,6 +33,10 @@ options.intra_op_num_threads = threads
 session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
 facts = json.loads(session.get_modelmeta().custom_metadata_map["anyformer"])"""
     calls = "session.run(None, ", ")[0]"
+
+    @property
+    def nodes(self) -> Mapping[int, int]:  # type: ignore[override]
+        return {8: matrices.NODES[8], 4: matrices.NODES[4] + self.whole * matrices.WHOLE_NODES}
 
     @property
     def clock(self) -> Callable[[], float]:
