@@ -1,10 +1,10 @@
 """One float32 model in the small forms of several tools: bytes, time, metric and divergence in one run on one machine.
 
-The model is the page's own with layers all alike, trained on a task's rows. Beside its file stand ours in 8 bits, with
-products of floats and of whole numbers (`--products int8`), and in 4; ONNX Runtime's dynamic int8; HQQ's own package on
-the same matrices, in our layout; NNCF with OpenVINO; and a student of half the layers, each second one of the model's
-at first, that learns from labels and from the model for as long as the model had (Sanh et al., 2019; arXiv:1910.01108).
-A tool that is not there is a row with the reason.
+The model is the page's own with layers all alike, trained on a task's rows. Beside its file stand ours in 8 and in 4
+bits, with products of floats and of whole numbers (`--products int8`); ONNX Runtime's dynamic int8; the packages hqq
+and auto-round on the same matrices, in our layout; NNCF with OpenVINO; and a student of half the layers, each second
+one of the model's at first, that learns from labels and from the model for as long as the model had (Sanh et al., 2019;
+arXiv:1910.01108). A tool that is not there is a row with the reason.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ from anyformer.core.rewrite import replace
 from anyformer.edge import artefact, finish, learn
 from anyformer.edge.design import Design
 from anyformer.edge.device import timed
+from anyformer.edge.medium import Texts
 from anyformer.edge.shared import GROUP
 from anyformer.edge.space import Choice
 from anyformer.edge.targets import Onnx
 from anyformer.edge.wish import Wish
 from anyformer.parts.quantised import grid_of
+from benchmarks import rounders
 
 SPACE: dict[str, Any] = {
     "dim": [128], "depth": [2, 4], "vocab": [8192], "pool": ["additive"], "bits": [8, 4], "mixer": ["own"],
     "heads": [4], "kv_heads": [0], "hidden": [4],
 }  # fmt: skip
 ROUNDS = 5  # of `device.timed`, over all forms
+CALIBRATED = 128  # rows from which auto-round learns
 
 
 @dataclass
@@ -90,6 +93,14 @@ def _forms(
     def ours(one: Any, bits: int) -> Any:
         return finish.stored(one, task, {**large, "bits": bits}, 0)[0]
 
+    def rows() -> list[Tensor]:
+        """Ids of rows that teach, of one length, one behind the other."""
+        assert isinstance(task.medium, Texts)
+        ids = [i for row in task.medium.ids(task.parts["learn"], large["vocab"]) for i in row]
+        tokens = design.wish.tokens
+        return [torch.tensor([ids[at : at + tokens]]) for at in range(0, CALIBRATED * tokens, tokens)]
+
+    task.medium.attach(model, large["vocab"])
     halved = student()
     base, ready = folder / "float32.onnx", folder / "ready.onnx"
     ways: dict[str, Callable[[Path], Form]] = {
@@ -97,8 +108,10 @@ def _forms(
         "8 bits": lambda file: _file(ours(model, 8), file),
         "8 bits, int8 products": lambda file: _file(ours(model, 8), file, whole=True),
         "4 bits, tables in 8": lambda file: _file(ours(model, 4), file),
+        "4 bits, tables in 8, int8 products": lambda file: _file(ours(model, 4), file, whole=True),
         "ONNX Runtime, dynamic int8": lambda file: dynamic(_ready(base, ready), file),
-        "HQQ's package, 4 bits, tables in 8": lambda file: _file(hqq(model), file),
+        "HQQ's package, 4 bits, tables in 8": lambda file: _file(of_package(model, None), file),
+        "auto-round's package, 4 bits, tables in 8": lambda file: _file(of_package(model, rows()), file),
         "NNCF, int8 weights, OpenVINO": lambda file: openvino(_ready(base, ready), file, "INT8_ASYM"),
         "NNCF, int4 weights, OpenVINO": lambda file: openvino(_ready(base, ready), file, "INT4_ASYM"),
         "half the layers, float32": lambda file: _file(halved, file),
@@ -141,26 +154,39 @@ def dynamic(base: Path, path: Path) -> Form:
     return Form(path.stat().st_size, artefact.opened(path), note)
 
 
-@torch.no_grad()
-def hqq(model: Any) -> Any:
-    """The matrices of our plan as the package `hqq` rounds them, stored as ours are."""
-    from hqq.core.quantize import Quantizer
-
+def of_package(model: Any, rows: list[Tensor] | None) -> Any:
+    """The matrices of our plan as a package rounds them, stored as ours are: hqq, or auto-round, which learns those of
+    the blocks from some rows of ids; the others are rounded to the nearest."""
     made = copy.deepcopy(model)
-    for entry in few.plan(made, 4, GROUP):
-        if entry.bits is None:
-            continue
-        base: Any = made.get_submodule(entry.path)
-        codes, meta = Quantizer.quantize(
-            base.weight.data, nbits=entry.bits, group_size=GROUP, axis=1, device="cpu", compute_dtype=torch.float32
-        )
-        whole = Quantizer.dequantize(codes, meta).reshape(base.weight.shape)
-        scale, zero = (meta[name].float().reshape(len(base.weight), -1) for name in ("scale", "zero"))
-        wide = [t.repeat_interleave(GROUP, 1)[:, : base.weight.shape[1]] for t in (scale, zero)]
-        grid = grid_of(base, entry.bits, GROUP)
-        grid.put((whole / wide[0] + wide[1]).round(), scale, zero)
-        replace(made, entry.path, grid)
+    learned = {} if rows is None else rounders.auto_round(_published(model), rows, 4, GROUP)
+    entries = [e for e in few.plan(made, 4, GROUP) if e.bits is not None]
+    for path, bits in [(e.path, e.bits or 0) for e in entries if rows is None or e.path in learned]:
+        base: Any = made.get_submodule(path)
+        grid = grid_of(base, bits, GROUP)
+        _put(grid, rounders.hqq(base.weight, bits, GROUP) if rows is None else learned[path])
+        replace(made, path, grid)
+    if rows is not None:
+        few.quantise(made, few.Work("rtn", GROUP, [e for e in entries if e.path not in learned]))
     return made
+
+
+def _put(grid: Any, found: rounders.Rounded) -> None:
+    scale, zero = (t.repeat_interleave(GROUP, 1)[:, : found.weight.shape[1]] for t in found[1:])
+    grid.put((found.weight / scale + zero).round(), found.scale, found.zero)
+
+
+def _published(model: Any) -> Any:
+    """The page's model of these weights without pool and head, as others read it."""
+    r = dict(model.recipe.walk())
+    sizes = {
+        "dim": r["dim"], "depth": len(model.blocks), "heads": r["blocks.0.mixer.heads"], "vocab": r["embed.vocab"],
+        "hidden": r["blocks.0.ffn.hidden"], "context": r["context"], "task": "none",
+    }  # fmt: skip
+    made: Any = pages.build("bert", overrides=sizes)
+    own = {n: t for n, t in model.state_dict().items() if not n.startswith(("pool.", "heads."))}
+    made.load_state_dict(own, strict=False)  # the published one has a pooler
+    made.tokenizer = model.tokenizer
+    return made.eval()
 
 
 def openvino(base: Path, path: Path, mode: str) -> Form:

@@ -4,9 +4,8 @@
 
 One model, one run, one text: its first half calibrates, the second compares (`compress.held`). Everybody rounds the
 same matrices, in groups of 32 with a scale and a zero. Of the packages, the numbers that they chose are put in our
-model, so what is compared is numbers, not files. auto-round (Cheng et al., 2023; arXiv:2309.05516) learns its rounding,
-by transformers' own model read from the directory that ours was written to. A package that is not there is a row with
-the reason: pip install --no-deps hqq auto-round accelerate py-cpuinfo threadpoolctl
+model, so what is compared is numbers, not files (`benchmarks.rounders`). A package that is not there is a row with the
+reason.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.metadata
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,15 +21,13 @@ from typing import Any, get_args
 
 import torch
 
-from anyformer import hub
 from anyformer.cli import models
 from anyformer.compress import compare, few
 from anyformer.compress.held import Held, inputs_of
 from anyformer.core.machine import conditions, processor
-from benchmarks import report
+from benchmarks import report, rounders
 
-GROUP, ITERATIONS = 32, 200  # inputs that share a scale; steps of auto-round a block, its own default
-FILE = "model.safetensors"
+GROUP = 32  # inputs that share a scale
 
 
 def matrices(model: Any, bits: int) -> list[few.Entry]:
@@ -46,43 +42,18 @@ def ours(model: Any, method: Any, held: Held, bits: int, whole: bool = False) ->
     return made
 
 
-@torch.no_grad()
-def hqq(model: Any, bits: int) -> Any:
-    """A copy with the numbers that the package hqq chooses."""
-    from hqq.core.quantize import Quantizer
-
+def of_package(model: Any, held: Held | None, bits: int) -> Any:
+    """A copy with the numbers of a package: of auto-round, which reads the half that calibrates, or of hqq."""
     made = copy.deepcopy(model)
+    if held is not None:
+        rows = [row[None] for batch in held.calibrate for row in batch["input_ids"]]
+        learned = rounders.auto_round(model, rows, bits, GROUP)
     for entry in matrices(made, bits):
         weight = made.get_submodule(entry.path).weight
-        options = {"group_size": GROUP, "axis": 1, "device": "cpu", "compute_dtype": torch.float32}
-        codes, meta = Quantizer.quantize(weight.data, nbits=bits, **options)
-        weight.copy_(Quantizer.dequantize(codes, meta).reshape(weight.shape))
+        found = rounders.hqq(weight, bits, GROUP) if held is None else learned[entry.path]
+        with torch.no_grad():
+            weight.copy_(found.weight)
     return made
-
-
-def auto_round(model: Any, held: Held, bits: int) -> Any:
-    """The model with the numbers that auto-round learns from the half that calibrates."""
-    import safetensors.torch
-    import transformers
-    from auto_round import AutoRound
-
-    rows = [row[None] for batch in held.calibrate for row in batch["input_ids"]]
-    with tempfile.TemporaryDirectory() as folder:
-        hub.save(model, folder)
-        kind = transformers.AutoModelForCausalLM if model.generates else transformers.AutoModel
-        theirs = kind.from_pretrained(folder, dtype=torch.float32)
-        scheme = {"bits": bits, "group_size": GROUP, "sym": False, "data_type": "int"}
-        learned, layers = AutoRound(
-            theirs, transformers.AutoTokenizer.from_pretrained(folder), scheme=scheme, iters=ITERATIONS,
-            seqlen=rows[0].shape[1], nsamples=len(rows), batch_size=4, device_map="cpu", amp=False,
-            dataset=[{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows],
-        ).quantize()  # fmt: skip
-        if (count := sum(layer.get("bits") == bits for layer in layers.values())) != len(matrices(model, bits)):
-            raise ValueError(f"auto-round rounded {count} matrices, not {len(matrices(model, bits))}")
-        before = safetensors.torch.load_file(Path(folder, FILE))
-        after = learned.state_dict()
-        safetensors.torch.save_file({n: after[n].contiguous() for n in before}, Path(folder, FILE))
-        return hub.load(folder)
 
 
 def table(source: str, every: list[int]) -> str:
@@ -94,8 +65,8 @@ def table(source: str, every: list[int]) -> str:
     names: dict[str, Callable[[int], Any]] = {m: partial(ours, model, m, held) for m in get_args(few.Method)}
     for method in ("gptq", "signround"):
         names[f"{method}, whole zeros"] = partial(ours, model, method, held, whole=True)
-    names["the package hqq"] = partial(hqq, model)
-    names["the package auto-round, whole zeros"] = partial(auto_round, model, held)
+    names["the package hqq"] = partial(of_package, model, None)
+    names["the package auto-round, whole zeros"] = partial(of_package, model, held)
     found: compare.Distance
     for name, way in names.items():
         cells = list[str]()
