@@ -4,7 +4,7 @@
     python -m benchmarks.edge table [--doc docs/edge.md]
     python -m benchmarks.edge run --out runs/clothes [--doc docs/edge.md]
     python -m benchmarks.edge peers --task rows.jsonl --metric pearson --seconds 120 [--doc docs/edge.md]
-    python -m benchmarks.edge search --task rows.jsonl --seconds 300 --seeds 0 1 2 --teacher minilm [--doc docs/edge.md]
+    python -m benchmarks.edge search --task rows.jsonl --seconds 300 --teacher minilm [--doc docs/edge.md]
 
 forms: bytes and time of one model with its matrices in float32, 8 and 4 bits.
 table: 20 drawn architectures, exported and run in fresh processes; predicted time, and operations alone, scaled to fit.
@@ -185,10 +185,9 @@ def search(wish: Wish, teacher: Any, seeds: list[int], out: Path) -> str:
         lines.append(f"| {name} | {about(values)} | {', '.join(f'{v:.4f}' for v in values)} |")
         apart = [said(wish.metric, a - b) for a, b in zip(found["the tool"], values, strict=True)]
         lines[-1] += f" {about(apart)} |" if any(apart) else " |"
-    note = f"{wish.hours * 3600:.0f} s of computing each, seeds {', '.join(map(str, seeds))}; ± is a standard error"
-    return "\n".join(
-        [*lines, "", f"{note}, of the last column that of the differences by seed. {Onnx().conditions()}."]
-    )
+    note = f"{wish.hours * 3600:.0f} s of computing each, seeds {', '.join(map(str, seeds))}; products: {wish.products}"
+    lines += ["", f"{note}; ± is a standard error, of the last column that of the differences by seed."]
+    return "\n".join([*lines, f"{Onnx().conditions()}."])
 
 
 def about(values: list[float]) -> str:
@@ -207,6 +206,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--teacher")
+    parser.add_argument("--products", default="float32", choices=Onnx.kinds)
     parser.add_argument("--out", type=Path, default=Path("runs/edge-bench"))
     parser.add_argument("--doc", type=Path)
     args = parser.parse_args()
@@ -222,8 +222,9 @@ def main() -> None:
 
         teacher = None if args.teacher is None else models.load(args.teacher, text=False)
         wish = Wish(
-            args.task, args.metric, int(args.size), args.latency, hours=args.seconds / 3600, teacher=args.teacher
-        )
+            args.task, args.metric, int(args.size), args.latency, hours=args.seconds / 3600, teacher=args.teacher,
+            products=args.products,
+        )  # fmt: skip
         text = search(wish, teacher, args.seeds, args.out)
     print(text)
     if args.doc is not None:
