@@ -91,16 +91,16 @@ def forms() -> str:
     ids = torch.randint(0, VOCAB, (3, 33), generator=torch.Generator().manual_seed(0))
     lines = ["| | bytes | 64 tokens | differs from the model by |", "|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for bits in (32, 8, 4):
+        for bits, whole in ((32, False), (8, False), (8, True), (4, False), (4, True)):
             model, file = pages.build(made.recipe(choice), seed=0).eval(), Path(folder) / "model.onnx"
             if bits < 32:
                 few.quantise(model, few.Work("rtn", GROUP, few.plan(model, bits, GROUP)))
-            artefact.write(model, file)
+            artefact.write(model, file, whole=whole)
             real = min(r[0] for r in artefact.measured(file, artefact.example(model, TOKENS), 1))
             off = artefact.difference(
                 artefact.opened(file), model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
             )
-            name = "float32" if bits == 32 else f"{bits} bits"
+            name = "float32" if bits == 32 else f"{bits} bits{', int8 products' if whole else ''}"
             lines.append(f"| {name} | {file.stat().st_size:,} | {real:.2f} ms | {off:.0e} |")
     return "\n".join([*lines, "", f"{key(choice)}; {Onnx().conditions()}."])
 

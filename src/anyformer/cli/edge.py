@@ -64,7 +64,7 @@ def edge(
         side: height and width of pictures in pixels; by default the shorter edge of the first.
         seconds: of sounds, longer ones are cut; by default those of the longest, rounded up.
         test: rows that are looked at once, of another voice or writer; by default a tenth of the task's.
-        products: of the file's matrices of 8 bits: float32, or int8 where that is faster and the answers stay.
+        products: of the file's matrices in few bits: float32, or int8 where that is faster and the answers stay.
         coverage: the least share of the numbers of all matrices that must be in few bits, e.g. 0.8; with executorch of
             the products that XNNPACK must take.
         hours: of computing, without the table of the device and the export of the best eight, about a minute each.
