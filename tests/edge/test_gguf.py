@@ -141,6 +141,8 @@ def test_what_no_architecture_has_is_refused_by_path(page: str, mixer: str, says
 
 
 def test_layers_of_one_file_are_alike() -> None:
+    for choice in of("llama", kv_heads=[1]).uniform():  # a search begins with these, so each is of the space
+        assert choice["kv_heads.0"] == 1
     made, noise, different = of("llama", depth=[2]), random.Random(0), 0
     for _ in range(20):
         for choice, alike in ((made.drawn(noise), True), (replace(made, alike=()).drawn(noise), False)):
