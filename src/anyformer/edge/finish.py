@@ -232,7 +232,9 @@ def as_it_runs(
     answers = task.answers(lambda **given: torch.as_tensor(run(**given)), task.parts["test"], vocab)
     most = LOST[min((e.bits or 8 for e in work.changed), default=8)]
     if not (lost := moved(task, answers, before)) <= most:
-        raise ValueError(f"the written file moves the answers by {lost:.3g}; allowed: {most:g}")
+        raise ValueError(
+            f"the written file moves the answers by {lost:.3g}; allowed: {most:g}; give --space.bits 8 or --target onnx"
+        )
     there = artefact.difference(run, model, task.medium.checks(task.parts["test"], vocab))
     told = f"those of the file, with 8-bit inputs, move the answers by {lost:.2g}; in float32 it differs by {off:.1e}"
     return answers, there, told

@@ -26,7 +26,7 @@ from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 from anyformer.edge import artefact
 from anyformer.edge.shared import GROUP
-from anyformer.edge.space import LAYER, PATHS, Choice, Space
+from anyformer.edge.space import LAYER, PATHS, Choice, Space, key
 from anyformer.edge.targets.base import HELD, Probe, Run, Sums, Target, Written
 from anyformer.hub.save_gguf import save_gguf
 from anyformer.hub.text.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ class Gguf(Target):
         runs = dict[str, Probe]()
 
         def probe(choice: Choice) -> str:
-            name = json.dumps(choice, sort_keys=True)
+            name = key(choice)
             if name not in runs:
                 runs[name] = self._probe(build(choice), choice, folder / f"{len(runs)}.gguf")
             return name
