@@ -56,6 +56,25 @@ def test_whole_zeros_cut_nothing_off(bits: int) -> None:
     assert near.scale[3:].mean() < free * 2**bits / (2**bits - 2)  # a step is hardly longer for it
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_centred_grids_have_their_zero_in_the_middle_and_cut_little_off(bits: int) -> None:
+    """Half a step, but for the weights beyond the end that has one step fewer, which are a step off at most."""
+    matrix, products = drawn(6, 40)
+    matrix[0], matrix[1], matrix[2] = matrix[0].abs() + 0.1, -matrix[1].abs() - 0.1, 0
+    near, made = (
+        rounding.rtn(matrix, bits, 16, centred=True),
+        rounding.gptq(matrix, bits, 16, products, centred=True),
+    )
+    for one in (near, made):
+        assert set(one.zero.unique().tolist()) == {2 ** (bits - 1)} and bool((one.scale != 0).all())
+        assert bits < 8 or int(one.q.min()) >= 1  # kernels negate numbers of 8 bits
+    step = near.scale.abs().repeat_interleave(16, 1)[:, :40]
+    assert bool(((matrix - near.matrix()).abs() <= (0.51 if bits == 8 else 1.01) * step).all())
+    assert bool((near.matrix()[2] == 0).all())
+    errors = [rounding.output_error(matrix, one.matrix(), products) for one in (near, made)]
+    assert bits == 8 or errors[1] < errors[0]
+
+
 def test_a_product_in_blocks_is_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
     from anyformer.parts import quantised
 

@@ -258,7 +258,7 @@ def test_the_commands_of_the_document_are_understood(
     [
         ({"size": 0}, "--size must be above 0, got 0"), ({"latency": 0.0}, "--latency must be above 0"),
         ({"hours": 0.0}, "--hours must be above 0"), ({"memory": 0}, "--memory must be above 0"),
-        ({"target": "gguf"}, "llama.cpp runs no encoder"),
+        ({"target": "gguf"}, "--target gguf: --metric pearson: a file for llama.cpp is written of language models"),
         ({"model": "llama"}, "--metric pearson needs labels, and the model continues text"),
     ],
 )  # fmt: skip

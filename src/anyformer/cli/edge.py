@@ -57,8 +57,8 @@ def edge(
             text, which a decoder continues.
         out: the folder.
         memory: that the loaded model may add to a process, e.g. 64MB.
-        target: what runs it: onnx (ONNX Runtime), executorch (on phones: fixed sizes, products by XNNPACK), or torch (a
-            .pt2 program).
+        target: what runs it: onnx (ONNX Runtime), executorch (on phones: fixed sizes, products by XNNPACK), torch (a
+            .pt2 program), or gguf (llama.cpp; running text alone).
         threads: of the runtime, and of the search.
         tokens: of the longest text; of running text, the bytes of a piece.
         side: height and width of pictures in pixels; by default the shorter edge of the first.

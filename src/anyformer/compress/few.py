@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 from typing import Any, Literal
 
 import torch
@@ -35,12 +36,14 @@ FEW = 64  # tokens that an expert must meet to be calibrated
 
 @dataclass(frozen=True)
 class Entry:
-    """A matrix of the model. `bits`: wanted, or None to leave it; `why`: the reason then."""
+    """A matrix of the model. `bits`: wanted, or None to leave it; `why`: the reason then. `centred`: its zeros are the
+    middle of the numbers, as the blocks of GGUF files have them; for rtn and gptq."""
 
     path: str
     numbers: int
     bits: int | None
     why: str = ""
+    centred: bool = False
 
 
 @dataclass
@@ -124,7 +127,7 @@ def finer(model: Any, entries: Sequence[Entry], group: int, room: float, harm: C
         assert bits is not None
         cost = numbers * (FINE - bits) // 8 + 64
         if cost <= room:
-            made[at], room = Entry(made[at].path, numbers, FINE), room - cost
+            made[at], room = replaced(made[at], bits=FINE), room - cost
     return made
 
 
@@ -208,13 +211,13 @@ def _rounded(
     assert bits is not None
     if work.method == "hqq":
         return rounding.hqq(weight, bits, group)
-    plain = rounding.rtn(weight, bits, group, work.whole)
+    plain = rounding.rtn(weight, bits, group, work.whole, entry.centred)
     if work.method == "rtn" or seen is None or entry.path in work.notes:
         return plain
     least = rounding.output_error(weight.float(), plain.matrix(), seen.mean)
     if work.method == "awq":
         return plain
-    made = known or rounding.gptq(weight, bits, group, seen.mean, work.whole)
+    made = known or rounding.gptq(weight, bits, group, seen.mean, work.whole, entry.centred)
     error = rounding.output_error(weight.float(), made.matrix(), seen.mean)
     if error > least and not known:
         work.notes[entry.path] = "gptq had the larger error: rounded to nearest"

@@ -54,9 +54,13 @@ def grid(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     return scale, -low / scale
 
 
-def rtn(matrix: Tensor, bits: int, group: int, whole: bool = False) -> Rounded:
-    """Round to nearest. `whole`: zeros are whole numbers from 1, as the kernels and files of others have them."""
-    return _nearest(matrix.float(), *_halves(matrix, bits, group, whole), bits, group)
+def rtn(matrix: Tensor, bits: int, group: int, whole: bool = False, centred: bool = False) -> Rounded:
+    """Round to nearest.
+
+    Args:
+        whole: zeros are whole numbers from 1, as the kernels and files of others have them. centred: as `centre`.
+    """
+    return _nearest(matrix.float(), *_halves(matrix, bits, group, whole, centred), bits, group, _least(bits, centred))
 
 
 def hqq(matrix: Tensor, bits: int, group: int) -> Rounded:
@@ -87,17 +91,20 @@ def half_quadratic(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tenso
     return scale[..., 0], zero[..., 0]
 
 
-def gptq(matrix: Tensor, bits: int, group: int, products: Tensor, whole: bool = False) -> Rounded:
+def gptq(
+    matrix: Tensor, bits: int, group: int, products: Tensor, whole: bool = False, centred: bool = False
+) -> Rounded:
     """GPTQ, on the grids of `rtn`, the columns with the largest inputs first.
 
     Args:
-        products: H = mean x x^T of the inputs, (I, I). whole: as in `rtn`.
+        products: H = mean x x^T of the inputs, (I, I). whole, centred: as in `rtn`.
 
     Raises:
         ValueError: if H has no inverse, damped or not.
     """
     w, H = matrix.double().clone(), products.double().clone()
-    scale, zero = _halves(matrix, bits, group, whole)
+    scale, zero = _halves(matrix, bits, group, whole, centred)
+    least = _least(bits, centred)
     dead = H.diagonal() == 0  # inputs that are always 0: their weights are free
     H.diagonal()[dead] = 1
     order = H.diagonal().argsort(descending=True, stable=True)
@@ -114,7 +121,7 @@ def gptq(matrix: Tensor, bits: int, group: int, products: Tensor, whole: bool = 
         off = torch.empty_like(w[:, start:end])
         for j in range(start, end):
             s, z = columns[0][:, j], columns[1][:, j]
-            q[:, j] = (w[:, j] / s + z).round().clamp(0, 2**bits - 1)
+            q[:, j] = (w[:, j] / s + z).round().clamp(least, 2**bits - 1)
             off[:, j - start] = (w[:, j] - (q[:, j] - z) * s) / upper[j, j]
             w[:, j + 1 : end] -= off[:, j - start, None] * upper[j, j + 1 : end]
         w[:, end:] -= off @ upper[start:end, end:]
@@ -127,9 +134,9 @@ def output_error(matrix: Tensor, rounded: Tensor, products: Tensor) -> float:
     return float((off @ products.double() * off).sum())
 
 
-def _nearest(matrix: Tensor, scale: Tensor, zero: Tensor, bits: int, group: int) -> Rounded:
+def _nearest(matrix: Tensor, scale: Tensor, zero: Tensor, bits: int, group: int, least: int = 0) -> Rounded:
     groups = grouped(matrix, group)
-    q = (groups / scale[..., None] + zero[..., None]).round().clamp(0, 2**bits - 1)
+    q = (groups / scale[..., None] + zero[..., None]).round().clamp(least, 2**bits - 1)
     return Rounded(q.flatten(1)[:, : matrix.shape[1]].to(torch.uint8), scale, zero, group)
 
 
@@ -153,8 +160,25 @@ def ends(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _halves(matrix: Tensor, bits: int, group: int, whole: bool = False) -> tuple[Tensor, Tensor]:
+def _halves(matrix: Tensor, bits: int, group: int, whole: bool = False, centred: bool = False) -> tuple[Tensor, Tensor]:
+    if centred:
+        return centre(matrix.float(), bits, group)
     return stored(*ends(matrix.float(), bits, group), bits, whole)
+
+
+def centre(matrix: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """Scales and zeros of grids whose zero is the middle of the numbers, as in GGUF's Q8_0 and Q4_0. In 8 bits both
+    ends are 127 steps away; in fewer the largest weight is the end with one step more, and the scale has its sign."""
+    low, high = ends(matrix, bits, group)
+    middle = 2 ** (bits - 1)
+    scale = torch.maximum(high, -low) / (middle - 1) if bits == 8 else torch.where(high > -low, high, low) / -middle
+    zero = torch.full_like(scale, middle)
+    return _half(torch.where(scale.abs() < LEAST, LEAST, scale)), zero
+
+
+def _least(bits: int, centred: bool) -> int:
+    """The smallest number: kernels of 8 bits negate numbers, so that -128 is none of a centred grid."""
+    return int(centred and bits == 8)
 
 
 def stored(low: Tensor, high: Tensor, bits: int, whole: bool = False) -> tuple[Tensor, Tensor]:

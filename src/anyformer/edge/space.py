@@ -84,7 +84,7 @@ class Space:
 
     Attributes:
         base: the recipe. model, layer: the values of each choice. without: choices left out, and why.
-        tokens: the longest text. sizes: that the rows fix, by path.
+        tokens: the longest text. sizes: that the rows fix, by path. alike: choices that all layers share.
     """
 
     base: Recipe[Any]
@@ -93,6 +93,7 @@ class Space:
     tokens: int
     without: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    alike: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -163,7 +164,8 @@ class Space:
         """A choice, its values picked one by one, by name: always the same names, as a search by crossing needs."""
         choice = {name: pick(name, values) for name, values in self.model.items()}
         for i, (name, values) in itertools.product(range(max(self.model["depth"])), self.layer.items()):
-            choice[f"{name}.{i}"] = pick(f"{name}.{i}", values)
+            same = i > 0 and name in self.alike
+            choice[f"{name}.{i}"] = choice[f"{name}.0"] if same else pick(f"{name}.{i}", values)
         return self.full(choice)
 
     def drawn(self, noise: random.Random) -> Choice:
@@ -189,7 +191,7 @@ class Space:
             choice: Choice = {**dict(zip(sized, chosen, strict=True)), "bits": max(self.model["bits"])}
             choice |= {name: self.model[name][0] for name in ("pool", "tied") if name in self.model}
             most = {name: values[0] if name == "mixer" else max(values) for name, values in self.layer.items()}
-            most |= {"kv_heads": 0} if "kv_heads" in self.layer else {}
+            most |= {"kv_heads": self.most_kv_heads} if "kv_heads" in self.layer else {}
             yield self.full(choice | {f"{n}.{i}": v for i in range(choice["depth"]) for n, v in most.items()})
 
 

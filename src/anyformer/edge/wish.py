@@ -62,7 +62,10 @@ class Wish:
             raise ValueError(f"--coverage is a share from 0 to 1, got {self.coverage:g}")
         if self.more < 0:
             raise ValueError(f"--more must be at least 0, got {self.more}")
-        targets.find(self.target).check(self.products)
+        target = targets.find(self.target)
+        if target.alone and self.metric != target.alone[0]:
+            raise ValueError(f"--target {self.target}: --metric {self.metric}: {target.alone[1]}")
+        target.check(self.products)
         try:
             import optuna  # noqa: F401
         except ImportError as error:

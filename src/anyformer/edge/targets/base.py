@@ -64,7 +64,9 @@ class Target(ABC):
         name, file: of the target, and of its file. packages, install: modules that it needs, and the command that
             gets them. kinds: values of `products`. needs, imports, opens, calls: parts of the script.
         few_bits: matrices are in few bits, and `coverage` is their share. nodes: bytes of what multiplies out one, by
-            its bits, beside what the table says. rounds: of the table; differences of times need more.
+            its bits, beside what the table says. beside: bytes of a group's scale and zero. rounds: of the table;
+            differences of times need more. exact: products are those of the model's numbers; of other targets the
+            answers are the file's. alone: the one metric that it can be asked for, and why.
     """
 
     name: ClassVar[str]
@@ -78,7 +80,10 @@ class Target(ABC):
     calls: ClassVar[tuple[str, str]]
     few_bits: ClassVar[bool] = True
     nodes: ClassVar[Mapping[int, int]] = {4: 0, 8: 0}
+    beside: ClassVar[int] = 4
     rounds: ClassVar[int] = 12
+    exact: ClassVar[bool] = True
+    alone: ClassVar[tuple[str, str] | None] = None
 
     def __init__(
         self, threads: int = 1, tokens: int = 64, products: str = "float32", coverage: float = artefact.COVERED
@@ -164,7 +169,7 @@ class Target(ABC):
                 total += weight.nbytes
             else:
                 groups = -(-weight.shape[1] // GROUP)
-                total += weight.shape[0] * groups * (GROUP * b // 8 + 4) + self.nodes[b]
+                total += weight.shape[0] * groups * (GROUP * b // 8 + self.beside) + self.nodes[b]
         return total
 
     def script(self, medium: Any) -> bytes:

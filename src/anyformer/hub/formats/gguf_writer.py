@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,11 +20,15 @@ ALIGNMENT = 32
 CODES = {stored.name: code for code, stored in STORED.items()}
 UINT32, INT32, FLOAT32, UINT64, INT64 = 4, 5, 6, 10, 11
 ARRAYS = {np.dtype(np.int32): INT32, np.dtype(np.float32): FLOAT32}
-Blocks = Callable[[np.ndarray], np.ndarray]
+Make = Callable[[], Tensor]
+Blocks = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 
 
 def write_gguf(
-    path: str | Path, metadata: Mapping[str, Any], tensors: Mapping[str, tuple[str, Callable[[], Tensor]]]
+    path: str | Path,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, tuple[str, Make]],
+    scales: Mapping[str, Make] = MappingProxyType({}),
 ) -> None:
     """Writes a file whole or not at all.
 
@@ -31,6 +36,7 @@ def write_gguf(
         metadata: texts, lists of texts, whole numbers, floats, booleans, and arrays of int32 or float32.
         tensors: by name the number format (F32, F16, BF16, Q8_0, Q4_0, Q4_1), and a function that makes the values,
             called twice.
+        scales: of tensors that are on a grid of Q8_0 or Q4_0 already, one for each value: the file holds these numbers.
 
     Raises:
         ValueError: naming the tensor, for rows that are no whole blocks, or values that the format cannot hold.
@@ -56,14 +62,17 @@ def write_gguf(
         file.write(b"".join(rows))
         file.write(b"\0" * (-file.tell() % ALIGNMENT))
         for name, (kind, make) in tensors.items():
-            file.write(packed(name, make(), kind))
+            file.write(packed(name, make(), kind, scales[name]() if name in scales else None))
             file.write(b"\0" * (-file.tell() % ALIGNMENT))
 
     atomic_write(path, content)
 
 
-def packed(name: str, tensor: Tensor, kind: str) -> bytes:
+def packed(name: str, tensor: Tensor, kind: str, scales: Tensor | None = None) -> bytes:
     """The bytes of a tensor in a number format; equal to those of the reference, ggml.
+
+    Args:
+        scales: of each value, if they are known.
 
     Raises:
         ValueError: naming the tensor, if a value becomes infinite or is none.
@@ -75,9 +84,10 @@ def packed(name: str, tensor: Tensor, kind: str) -> bytes:
         stored = values.half() if kind == "F16" else values
     else:
         blocks = values.numpy().reshape(-1, STORED[CODES[kind]].items)  # (N, 32)
-        data = QUANTISED[kind](blocks)
-        scales = np.ascontiguousarray(data[:, : data.shape[1] - BODY[kind]]).view(np.float16)
-        if not np.isfinite(scales).all():
+        known = None if scales is None else scales.float().numpy().reshape(blocks.shape)[:, :1]
+        data = QUANTISED[kind](blocks, known)
+        stored_scales = np.ascontiguousarray(data[:, : data.shape[1] - BODY[kind]]).view(np.float16)
+        if not np.isfinite(stored_scales).all():
             raise ValueError(f"tensor {name!r} has values that {kind} cannot hold; choose float32")
         return data.tobytes()
     if not bool(stored.isfinite().all()):
@@ -97,22 +107,21 @@ def _halves(q: np.ndarray) -> np.ndarray:
     return q[:, :16] | q[:, 16:] << np.uint8(4)
 
 
-def _q8_0(x: np.ndarray) -> np.ndarray:
-    d = np.abs(x).max(1, keepdims=True) / np.float32(127)
+def _q8_0(x: np.ndarray, d: np.ndarray | None) -> np.ndarray:
+    d = np.abs(x).max(1, keepdims=True) / np.float32(127) if d is None else d
     scaled = x * _inverse(d)
     size = np.floor(np.abs(scaled))
     q = np.sign(scaled) * (size + np.floor(2 * (np.abs(scaled) - size)))  # halves away from 0
     return np.concatenate((d.astype(np.float16).view(np.uint8), q.astype(np.int8).view(np.uint8)), 1)
 
 
-def _q4_0(x: np.ndarray) -> np.ndarray:
-    most = np.take_along_axis(x, np.abs(x).argmax(1, keepdims=True), 1)
-    d = most / np.float32(-8)
+def _q4_0(x: np.ndarray, d: np.ndarray | None) -> np.ndarray:
+    d = np.take_along_axis(x, np.abs(x).argmax(1, keepdims=True), 1) / np.float32(-8) if d is None else d
     q = np.trunc(x * _inverse(d) + np.float32(8.5)).astype(np.uint8).clip(0, 15)
     return np.concatenate((d.astype(np.float16).view(np.uint8), _halves(q)), 1)
 
 
-def _q4_1(x: np.ndarray) -> np.ndarray:
+def _q4_1(x: np.ndarray, _: np.ndarray | None) -> np.ndarray:
     least = x.min(1, keepdims=True)
     d = (x.max(1, keepdims=True) - least) / np.float32(15)
     q = np.trunc((x - least) * _inverse(d) + np.float32(0.5)).astype(np.uint8).clip(0, 15)
