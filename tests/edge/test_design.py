@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -299,6 +300,17 @@ def test_a_teacher_of_another_vocabulary_teaches_and_one_of_other_classes_does_n
     mute.tokenizer = None
     with pytest.raises(ValueError, match="the teacher has no tokenizer"):
         Design(replace(wish, teacher="t"), tmp_path / "three", mute, say=silent)._prepared()
+
+
+def test_a_piece_that_the_teacher_does_not_come_to_is_no_row(
+    wish: Wish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, seconds = Design(replace(wish, teacher="t"), tmp_path / "out", teacher(1), say=silent), itertools.count()
+    monkeypatch.setattr(learn, "clock", lambda: next(seconds))
+    learn.teach(one.task, one.teacher, 6, 3, tmp_path / "teacher", silent)
+    part = one.task.parts["learn"]
+    assert part.soft is not None and 240 == len(part.labels) < len(part.items) == len(part.soft) < 4 * 240
+    assert bool(part.soft[240:].isfinite().all()) and not bool(part.soft[:240].isfinite().all())
 
 
 def test_a_teacher_without_time_costs_none_and_one_that_has_read_is_not_asked_again(

@@ -33,7 +33,7 @@ def edge(
     products: Literal["float32", "int8"] = "float32",
     hours: float = 0.5,
     teacher: str | None = None,
-    more: int = 1,
+    more: int = 4,
     model: str = "bert",
     of: str = "mini",
     space: dict[str, list[Any]] | None = None,

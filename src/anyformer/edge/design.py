@@ -40,7 +40,7 @@ from anyformer.edge.wish import Wish
 from anyformer.hub.formats.guard import atomic_write, claim, read_json
 
 BEST = 8  # architectures that are measured
-TEACHER = 0.3  # of the time, at most
+TEACHER = 0.4  # of the time, at most
 PARTS = {"shared": 0.15, "search": 0.05, "race": 0.2}  # of the rest; what is left trains the chosen one
 LED = {"shared": 0.05, "search": 0.02, "race": 0.2}  # the same, if an heir is ahead in the trial
 POPULATION, TRIED = 20, 400

@@ -170,11 +170,12 @@ def check_teacher(teacher: Any, medium: Medium) -> None:
 def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: Say = print) -> Taught | None:
     """Lets a teacher say what it thinks of the texts that teach, and of pieces of them, `more` for each.
 
-    A teacher without a head of the task's outputs gets one, and learns the task in half of the time; it is written to
-    `out`. In the other half it reads: what is left then has no score of a teacher (NaN).
+    A teacher without a head of the task's outputs gets one, and learns the task while there is time left to read all,
+    at least in half of the time; it is written to `out`. Then it reads: a text that it does not come to has no score of
+    a teacher (NaN), a piece is left out.
 
     Returns:
-        How good it is; None, with nothing changed, if half of the time is too short to learn from each row once.
+        How good it is; None, with nothing changed, if its time is too short to learn from each row once.
 
     Raises:
         ValueError: for a teacher of other classes.
@@ -186,14 +187,15 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
     with torch.no_grad():
         found = teacher.eval()(**task.medium.batch(learn, OWN, [0])).logits
     if found is None or found.ndim != 2:
-        seconds = seconds / 2
-        if (needed := pace(teacher, task, OWN, half) * len(learn.labels) / min(SIZE, len(learn.labels))) > seconds:
-            say(f"no teacher: to learn from each text once takes {needed:.0f} s, and it has {seconds:.0f} s")
+        needed = pace(teacher, task, OWN, half) * len(learn.labels) / min(SIZE, len(learn.labels))
+        alone = max(seconds / 2, seconds - needed / 3 * (1 + more))  # reading a text is a third of learning from it
+        if needed > alone:
+            say(f"no teacher: to learn from each text once takes {needed:.0f} s, and it has {alone:.0f} s")
             learn.ids.pop(OWN, None)
             return None
-        teacher = _headed(teacher, task.outputs)
-        say(f"the teacher learns the task, {seconds:.0f} s")
-        fit(teacher, task, OWN, seconds, FINE, half=half, say=say)
+        teacher, seconds = _headed(teacher, task.outputs), seconds - alone
+        say(f"the teacher learns the task, {alone:.0f} s")
+        fit(teacher, task, OWN, alone, FINE, half=half, say=say)
         hub.save(teacher, out, overwrite=True)
     elif found.shape[1] != task.outputs:
         raise ValueError(
@@ -222,7 +224,8 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
         if len(x) > 1:
             slope = float(((x - x.mean()) * (y - y.mean())).mean() / x.var().clamp(min=1e-9))
             learn.soft = (learn.soft - x.mean()) * slope + y.mean()
-    learn.ids.pop(OWN, None)
+    kept = [i for i in range(len(learn.items)) if i < len(learn.labels) or read[i]]  # a piece unread is no row
+    learn.items, learn.soft, learn.ids = [learn.items[i] for i in kept], learn.soft[kept], {}
     return taught
 
 

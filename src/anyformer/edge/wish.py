@@ -39,7 +39,7 @@ class Wish:
     model: str = "bert"
     of: str = "mini"
     teacher: str | None = None
-    more: int = 1
+    more: int = 4
     values: Mapping[str, Sequence[Any]] | None = None
     trials: int = 200
     seed: int = 0
