@@ -44,7 +44,7 @@ from anyformer.edge.targets import Onnx
 from anyformer.edge.task import BITS, read, said
 from anyformer.edge.wish import Wish
 from anyformer.hub.formats.guard import atomic_write, read_json
-from benchmarks import edge_bytes, edge_peers
+from benchmarks import edge_bytes, edge_peers, report
 
 UNSEEN, TRIED = 20, 4  # architectures of the table; models that a random search trains
 TOKENS, VOCAB = 64, 2048
@@ -230,8 +230,8 @@ def main() -> None:
     if args.doc is not None:
         mark = args.out.name if args.what == "run" else args.what
         begin, end = f"<!-- edge {mark}: begin -->", f"<!-- edge {mark}: end -->"
-        before, _, rest = args.doc.read_text(encoding="utf-8").partition(begin)
-        args.doc.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+        if not report.fill(args.doc, begin, end, f"\n{text}\n"):
+            raise SystemExit(f"{args.doc} has no {begin} … {end}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from anyformer.explain.maps import attention_maps
 from anyformer.explain.relevance import relevance
 from anyformer.explain.target import goal
 from anyformer.skeletons.forecaster import Forecaster
-from benchmarks import explain_cost
+from benchmarks import explain_cost, report
 
 METHODS = ("ig", "relevance", "grad", "occlusion", "rollout", "random")
 STEPS, ITEMS = 10, 48
@@ -245,12 +245,8 @@ def run_ledgers(doc: Path | None) -> None:
 def _put(doc: Path, name: str, lines: list[str]) -> None:
     """Replaces what is between the marks of a document."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    text = doc.read_text(encoding="utf-8")
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
+    if not report.fill(doc, begin, end, "\n".join(lines)):
         raise SystemExit(f"{doc} has no {begin} … {end}")
-    doc.write_text(before + begin + "\n" + "\n".join(lines) + "\n" + end + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

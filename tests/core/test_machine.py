@@ -43,3 +43,9 @@ def test_memory_is_kept_inside_and_given_back_after():
     tensors = 4 * 35_000_000
     assert kept < 0.01 * min(plain, after)  # pages that the system empties
     assert inside > 0.9 * tensors and left < inside - 0.5 * tensors
+
+
+def test_what_is_never_closed_says_nothing_at_the_end():
+    code = "from anyformer.core import machine; machine.held = machine.kept_memory(); machine.held.__enter__()"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == ""

@@ -165,9 +165,9 @@ def test_a_recipe_is_what_it_was_after_json_pickle_and_copy(name):
         for other in (
             Recipe.from_json(json.loads(json.dumps(recipe.to_json()))),
             pickle.loads(pickle.dumps(recipe)),
-            copy.deepcopy(recipe),
         ):
             assert other == recipe and hash(other) == hash(recipe) and repr(other) == repr(recipe)
+        assert copy.deepcopy(recipe) is recipe
 
 
 @pytest.mark.parametrize("name", PARTS)

@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -32,6 +31,7 @@ from anyformer.edge.shared import GROUP, Shared
 from anyformer.edge.space import space
 from anyformer.edge.task import read
 from anyformer.edge.wish import Wish
+from tests.edge.bare import bare
 from tests.later import needs
 
 needs("optuna", reason="the search needs the extra anyformer[edge]")
@@ -88,13 +88,9 @@ def test_the_script_needs_no_torch_has_the_bits_of_the_report_and_continues(
     assert len(script.read_text(encoding="utf-8").splitlines()) <= 40
     held = 32 * report["rows"]["test"] + 1
     (tmp_path / "held.txt").write_bytes(book.read_bytes()[-held:])
-    code = (
-        "import sys, runpy\nsys.modules.update(dict.fromkeys(('torch', 'anyformer', 'transformers', 'tokenizers')))\n"
-        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    )
 
     def said(*args: str) -> str:
-        call = [sys.executable, "-c", code, str(script), *args]
+        call = [*bare(script, "tokenizers"), *args]
         return subprocess.run(call, capture_output=True, text=True, check=True).stdout
 
     assert said("--bits", str(tmp_path / "held.txt")) == f"{report['value']:.4f} bits for each of {held - 1:,} bytes\n"

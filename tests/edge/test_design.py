@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from anyformer.edge.shared import Shared, sandwich
 from anyformer.edge.space import key
 from anyformer.edge.wish import Wish
 from anyformer.hub.text.tokenizer import Tokenizer
+from tests.edge.bare import bare
 from tests.later import needs
 
 needs("optuna", reason="the search needs the extra anyformer[edge]")
@@ -98,11 +98,7 @@ def test_the_script_runs_where_neither_torch_nor_anyformer_can_be_imported(
         "bad",
         "the film was awful and dull at night with people and people and people in a town at night",
     ]
-    code = (
-        "import sys, runpy\nsys.modules.update(dict.fromkeys(('torch', 'anyformer', 'transformers', 'onnx')))\n"
-        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    call = [sys.executable, "-c", code, str(out / "model" / "run.py")]
+    call = bare(out / "model" / "run.py", "onnx")
     done = subprocess.run([*call, *texts], capture_output=True, text=True, check=True)
     scores = [float(line.split("\t")[0]) for line in done.stdout.splitlines()]
     piped = subprocess.run(call, input="\n".join(texts), capture_output=True, text=True, check=True)

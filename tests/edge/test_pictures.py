@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from anyformer.edge.medium import Pictures, Texts
 from anyformer.edge.running import reading
 from anyformer.edge.task import read
 from anyformer.edge.wish import Wish
+from tests.edge.bare import bare
 from tests.later import needs
 
 needs("optuna", reason="the search needs the extra anyformer[edge]")
@@ -82,11 +82,7 @@ def test_the_script_of_pictures_needs_no_torch_and_gives_the_answers_of_the_mode
     large.putalpha(200)
     large.save(tmp_path / "large.png")
     files.append(str(tmp_path / "large.png"))
-    code = (
-        "import sys, runpy\nsys.modules.update(dict.fromkeys(('torch', 'anyformer', 'transformers', 'tokenizers')))\n"
-        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(script), *files], capture_output=True, text=True, check=True)
+    done = subprocess.run([*bare(script, "tokenizers"), *files], capture_output=True, text=True, check=True)
     model = af.load(out / "trained").eval()
     pixels = model.processor([Path(f) for f in files])
     with torch.no_grad():

@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from anyformer.edge.space import space
 from anyformer.edge.task import read
 from anyformer.edge.wish import Wish
 from anyformer.parts import Mels
+from tests.edge.bare import bare
 from tests.later import needs
 
 needs("optuna", reason="the search needs the extra anyformer[edge]")
@@ -94,13 +94,8 @@ def test_the_script_of_sounds_needs_no_torch_and_gives_the_answers_of_the_model(
     both = tone("flute", 1.0, 0.5, np.random.default_rng(0))
     soundfile.write(tmp_path / "two.flac", np.stack([both, 0 * both], 1), 8000)  # two channels, another kind of file
     files.append(str(tmp_path / "two.flac"))
-    code = (
-        "import sys, runpy\n"
-        "sys.modules.update(dict.fromkeys(('torch', 'anyformer', 'transformers', 'tokenizers', 'soxr', 'scipy')))\n"
-        "sys.argv = sys.argv[1:]\nseen = runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "seen['np'].save(seen['folder'].parent / 'values.npy', seen['values'])"
-    )
-    call = [sys.executable, "-c", code, str(script)]
+    values = "seen['np'].save(seen['folder'].parent / 'values.npy', seen['values'])"
+    call = bare(script, "tokenizers", "soxr", "scipy", after=values)
     done = subprocess.run([*call, *files], capture_output=True, text=True, check=True)
     model = af.load(made[1] / "trained").eval()
     features = model.processor(files)

@@ -63,6 +63,22 @@ def test_a_module_that_stands_in_two_places_stays_one():
     assert paths(tree, "**") == ["c"]
 
 
+def test_a_model_is_walked_as_often_for_all_layers_as_for_one(llama, monkeypatch):
+    walks = []
+    for pattern in ("blocks.0.mixer.q", "**"):
+        count, plain = [0], llama.named_modules
+
+        def counted(*args, count=count, plain=plain, **options):
+            count[0] += 1
+            return plain(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(llama, "named_modules", counted)
+            rewrite(llama, pattern, kind=nn.Linear, make=lambda old: nn.Linear(old.in_features, old.out_features))
+        walks.append(count[0])
+    assert walks[0] == walks[1] > 0
+
+
 def test_an_error_while_making_changes_nothing(llama):
     before, count = linear(llama), iter(range(3))
 

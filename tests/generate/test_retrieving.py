@@ -198,6 +198,16 @@ def test_one_passage_makes_both_kinds_the_generator() -> None:
 
 
 @pytest.mark.parametrize("task", ["token", "sequence"])
+def test_the_compiler_sees_one_graph(task: str) -> None:
+    model = af.build("rag", "tiny", task=task, seed=3).eval()
+    inputs = model.example(2, {}, torch.Generator().manual_seed(1))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("task", ["token", "sequence"])
 def test_gradient_reaches_both_encoders(task: str) -> None:
     model = af.build("rag", "tiny", task=task, documents=True, seed=3)
     inputs = model.example(2, {}, torch.Generator().manual_seed(1))

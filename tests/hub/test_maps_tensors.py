@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import anyformer as af
-from anyformer.hub import load, save
+from anyformer.hub import fill, load, save
 from anyformer.hub.tables.several import Copies, Join, Stack, Unstack, WeightNorm
 from anyformer.hub.tables.weights import Link, row
 from tests.hub import statue
@@ -72,6 +72,15 @@ def test_each_tensor_that_is_missing_is_named_and_nothing_else_is(folder: Path) 
         with pytest.raises(ValueError, match=rf"1 tensors are missing in the file: {re.escape(name)} \(our ") as caught:
             load(folder)
         assert "no place" not in str(caught.value)
+
+
+def test_of_many_tensors_that_are_missing_five_are_named(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    last = list(tensors)[-1]
+    save_file({last: tensors[last]}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=f"{len(tensors) - 1} tensors are missing in the file: ") as caught:
+        load(folder)
+    assert str(caught.value).count(" (our ") == fill.NAMED < len(tensors) - 1
 
 
 @pytest.mark.parametrize("wrong", ["a row more", "an axis more", "a scalar"])

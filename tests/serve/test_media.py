@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from anyformer.generate import chat, generate, transcribe
+from anyformer.generate.transcribing import NOTED
 from anyformer.serve.card import served
 from anyformer.serve.engine import Engine
 from anyformer.serve.limits import Limits
@@ -83,15 +84,20 @@ def test_no_message_spells_a_special_token(site, role, form):
     assert ids.count(256) == 2 and MARK not in ids
 
 
-def test_a_recording_is_written_down(site, whisper):  # noqa: F811
-    samples, rate = noise(2.5)
-    file = io.BytesIO()
+def recorded(seconds: float) -> tuple[bytes, tuple[np.ndarray, int]]:
+    """Noise as a file, and as it is heard there."""
+    samples, rate = noise(seconds)
+    values, file = (samples * 20000).astype("<i2"), io.BytesIO()
     with wave.open(file, "wb") as sound:
         sound.setparams((1, 2, rate, 0, "NONE", ""))
-        sound.writeframes((samples * 20000).astype("<i2").tobytes())
-    heard = ((samples * 20000).astype(np.int16), rate)
+        sound.writeframes(values.tobytes())
+    return file.getvalue(), (values, rate)
+
+
+def test_a_recording_is_written_down(site, whisper):  # noqa: F811
+    file, heard = recorded(2.5)
     expected, here = transcribe(whisper, heard, language="de"), site(whisper)
-    files = {"file": ("talk.wav", file.getvalue())}
+    files = {"file": ("talk.wav", file)}
     form = {"language": "de", "response_format": "verbose_json"}
     answer = here("POST", "/v1/audio/transcriptions", files=files, data=form)
     assert answer.status_code == 200, answer.text
@@ -99,9 +105,23 @@ def test_a_recording_is_written_down(site, whisper):  # noqa: F811
     assert [s["start"] for s in answer.json()["segments"]] == [s.start for s in expected.segments]
     for data, status in (
         ({"temperature": "nan"}, 422),
+        ({"notes": "1.5"}, 422),
         ({"language": "elvish"}, 400),
         ({"response_format": "srt"}, 422),
     ):
         assert here("POST", "/v1/audio/transcriptions", files=files, data=data).status_code == status
     bad = here("POST", "/v1/audio/transcriptions", files={"file": ("../../x.wav", b"no sound")})
     assert bad.status_code == 400 and "recording" in bad.json()["error"]["message"]
+
+
+def test_notes_take_the_place_of_words_where_the_request_says_so(site, whisper):  # noqa: F811
+    whisper.origin["generation"]["suppress_tokens"] = whisper.tokenizer.encode("[(", special=False)
+    file, heard = recorded(1)
+    here, texts = site(whisper), []
+    for notes in (NOTED, 0.0, 1.0):
+        data = {} if notes == NOTED else {"notes": str(notes)}
+        answer = here("POST", "/v1/audio/transcriptions", files={"file": ("talk.wav", file)}, data=data)
+        expected = transcribe(whisper, heard, notes=notes)
+        assert answer.status_code == 200 and answer.json()["text"] == expected.text
+        texts.append(expected.text)
+    assert texts[1] != texts[2]

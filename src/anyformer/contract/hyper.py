@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anyformer.contract.check import LeftOut, check
-from anyformer.contract.numbers import LONG
+from anyformer.contract.numbers import FEW, LONG
 from anyformer.contract.oracle import available, build
 from anyformer.contract.probe import Batch, draw, expect, outputs
 from anyformer.contract.subjects import Subject, apart, compositions, redrawn, subjects, weights
@@ -82,7 +82,6 @@ NO_NUMBER = {
     },
     ("EncoderDecoder", "begin_id"): "the token that `generate` begins a target with",
 }
-FEW = 20  # positions of a model of pairs
 WORDS = {
     "act": tuple(ACTIVATIONS),
     "feature": tuple(FEATURES),
@@ -304,7 +303,7 @@ def fingerprint(subject: Subject, recipe: Recipe) -> Print | None:
         return None
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     rng = random.Random(7)
-    most = FEW if subject.outline.pairs else LONG  # pairs of positions cost the cube of the length
+    most = FEW if subject.outline.pairs else LONG
     long = draw(subject, rng, [min(subject.limit or most, most)])
     padded = draw(subject, rng, [9, 5], "left")
     results = [result(model.eval(), long), result(model, draw(subject, rng, [5]).plain()), result(model, padded)]

@@ -20,7 +20,7 @@ from anyformer.parts.positions import Scaling
 
 ROOM = 1152  # tokens: the longer context of `tiny`
 LENGTHS = (257, 1100)
-RESIDUES = 130
+RESIDUES = 70  # more than two chunks of lines
 PIECES = (257, 1, 1, 1, 700, 130)  # pieces of the longest text through a cache; the rest token by token
 
 

@@ -41,6 +41,7 @@ from anyformer.parts.sound.positions import NormedPositions
 WIDE = ("position_embeddings.weights", "codevectors")  # in transformers float32 always
 STEEP = (Distil, SeasonBlock, RunningNorm, NormedPositions)  # they multiply rounding, of entries that are nearly alike
 LONG = 96  # tokens for a model without a limit: beyond the trained length of every stretched page
+FEW = 20  # positions of a model of pairs, which cost the cube of the length
 
 
 def compare(side: Oracle, batch: Batch, what: str) -> float:
@@ -115,10 +116,11 @@ def parity_with_padding(subject: Subject, hub: Hub | None, rng: random.Random) -
     theirs, worst = side.run(batch), 0.0
     with torch.no_grad():
         ours = trace(side.ours, batch)
-        row = batch.row(lengths.index(max(lengths)))  # alone: in the batch, padding can differ by intention
-        pairs = aligned(trace(side.ours, row), side.run(row), row)
-    for i in range(len(batch)):
-        alone = side.run(batch.row(i))
+        each = [side.run(batch.row(i)) for i in range(len(batch))]
+        longest = lengths.index(max(lengths))  # alone: in the batch, padding can differ by intention
+        row = batch.row(longest)
+        pairs = aligned(trace(side.ours, row), each[longest], row)
+    for i, alone in enumerate(each):
         for name, value in theirs.items():
             if not batch.has_rows(name):
                 continue
@@ -142,8 +144,9 @@ def parity_at_the_edges(subject: Subject, hub: Hub | None) -> float:
         if pads(subject):
             return worst
     edges = [w for mask in subject.values(Mask) for d in mask.reach() if d < FAR for w in (d, d + 1, d + 2)]
-    limit = LONG if subject.limit is None else subject.limit
-    for length in sorted({1, 2, *edges, min(limit, LONG)}):
+    most = FEW if subject.outline.pairs and apart_from_tiny(subject) else LONG
+    limit = most if subject.limit is None else subject.limit
+    for length in sorted({1, 2, *edges, min(limit, most)}):
         if 0 < length <= limit:
             batch = draw(subject, rng, [length])
             for inputs in (batch, *([batch.plain()] if "global_attention_mask" in batch.inputs else [])):

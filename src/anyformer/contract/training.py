@@ -141,7 +141,7 @@ def overfits_one_batch(subject: Subject) -> float:
     count = counts(labels, batch)
     drawn = any(isinstance(part, Quantised) for part in model.modules())
     steps, rate = (1 + drawn) * model.lesson[0], model.lesson[1]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, foreach=True)
     losses: list[float] = []
     while len(losses) < steps and (len(losses) <= STEADY or max(losses[-STEADY:]) >= LEARNED * losses[0]):
         optimiser.zero_grad()

@@ -79,11 +79,13 @@ def kept_memory() -> Iterator[None]:
     if libc is None:
         yield
         return
+    put, trim = libc.mallopt, libc.malloc_trim
+    after = ((MAPS, 1 << 16), (MAPPED, BLOCK), (TRIM, 2 * BLOCK))  # at the interpreter's end these names are None
     for option, value in ((MAPS, 0), (TRIM, -1)):
-        libc.mallopt(option, value)
+        put(option, value)
     try:
         yield
     finally:
-        for option, value in ((MAPS, 1 << 16), (MAPPED, BLOCK), (TRIM, 2 * BLOCK)):
-            libc.mallopt(option, value)
-        libc.malloc_trim(0)
+        for option, value in after:
+            put(option, value)
+        trim(0)

@@ -168,6 +168,9 @@ class Recipe(Shown, Generic[P]):
     def __reduce__(self) -> Any:
         return Recipe, (self.part, self.options, self.draws)
 
+    def __deepcopy__(self, memo: Any) -> Recipe[P]:
+        return self  # it never changes, and its copy would check every option again
+
     def walk(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Every path below this recipe with its value, depth first."""
         yield from _walk(self, prefix)
@@ -328,9 +331,8 @@ def _to_json(value: Any) -> Any:
     if isinstance(value, Value):
         return {"value": type(value).__name__, **{k: _to_json(v) for k, v in _children(value)}}
     if isinstance(value, tuple):
-        return [
-            {"repeat": n, "of": _to_json(v)} if n > 1 and _children(v) else _to_json(v) for n, v in _flat_runs(value)
-        ]
+        runs = _flat_runs(value)
+        return [{"repeat": n, "of": _to_json(v)} if n > 1 and _children(v) else _to_json(v) for n, v in runs]
     if isinstance(value, dict):
         return {"dict": {k: _to_json(v) for k, v in value.items()}}
     return value

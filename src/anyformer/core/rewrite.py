@@ -44,11 +44,16 @@ def matching(model: nn.Module, pattern: str) -> list[nn.Module]:
 
 def replace(model: nn.Module, path: str, module: nn.Module) -> None:
     """Puts `module` at a path and at every other path of the old module, in its mode (training or not)."""
-    old = model.get_submodule(path)
-    aliases = [name for name, other in model.named_modules(remove_duplicate=False) if other is old]
-    for alias in aliases:
-        owner, _, name = alias.rpartition(".")
-        setattr(model.get_submodule(owner), name, module.train(old.training))
+    _put(model, {model.get_submodule(path): module})
+
+
+def _put(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Puts each new module at every path of its old one, in its mode."""
+    places = [(path, module) for path, module in model.named_modules(remove_duplicate=False) if module in new]
+    for path, old in places:
+        if model.get_submodule(path) is old:
+            owner, _, name = path.rpartition(".")
+            setattr(model.get_submodule(owner), name, new[old].train(old.training))
 
 
 def rewrite(
@@ -64,9 +69,7 @@ def rewrite(
     for old in chosen.values():  # all are made before the first is put, so that an error changes nothing
         if old not in new:
             new[old] = make(old)
-    for path, old in chosen.items():
-        if model.get_submodule(path) is old:
-            replace(model, path, new[old])
+    _put(model, new)
     return {path: new[old] for path, old in chosen.items()}
 
 

@@ -139,7 +139,13 @@ SIZES = {
 }
 PARAMETERS = {"tiny": 77_298, "mini": 2_261_682, "v1": 3_525_037_474}
 CASES = {
-    "plain": {"stem.dropped": False, "stem.entry_norm": True, "fold.table": False},
+    "plain": {
+        "stem.dropped": False,
+        "stem.entry_norm": True,
+        "fold.table": False,
+        "fold.trunk.depth": 1,
+        "fold.trunk.structure.layers": 1,
+    },
     "deep": {
         "fold.trunk.depth": 1,
         "fold.trunk.passes": 3,
@@ -160,8 +166,10 @@ CASES = {
         "fold.trunk.head_dim": 10,
         "fold.trunk.pair_dim": 14,
         "fold.trunk.pair_head_dim": 7,
+        "fold.trunk.depth": 1,
         "fold.trunk.far": 3,
         "fold.trunk.lines": 4,
+        "fold.trunk.structure.layers": 1,
         "fold.trunk.structure.width": 21,
         "fold.trunk.structure.heads": 2,
         "fold.trunk.structure.head_dim": 7,

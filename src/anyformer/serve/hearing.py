@@ -28,10 +28,12 @@ def heard(data: bytes) -> Sound:
     return Sound(made.samples, made.rate, "the recording")
 
 
-def spoken(model: Any, audio: Sound, language: str | None, prompt: str, temperature: float) -> dict[str, Any]:
+def spoken(
+    model: Any, audio: Sound, language: str | None, prompt: str, temperature: float, notes: float
+) -> dict[str, Any]:
     """Its words in OpenAI's verbose form; the reader of sounds tries other temperatures only at 0."""
     temperatures = (temperature,) if temperature else TEMPERATURES
-    made = transcribe(model, audio, language=language, prompt=prompt, temperatures=temperatures)
+    made = transcribe(model, audio, language=language, prompt=prompt, temperatures=temperatures, notes=notes)
     segments = [
         {
             "id": number, "seek": 0, "start": s.start, "end": s.end, "text": s.text, "tokens": list(s.tokens),

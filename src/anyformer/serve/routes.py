@@ -12,6 +12,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from anyformer.generate.embedding import embed, limited
+from anyformer.generate.transcribing import NOTED
 from anyformer.serve import answers, asking
 from anyformer.serve.asking import bad
 from anyformer.serve.calling import Toolbox
@@ -107,13 +108,14 @@ async def transcriptions(
     prompt: Annotated[str, Form(max_length=2000)] = "",
     response_format: Annotated[Literal["json", "text", "verbose_json"], Form()] = "json",
     temperature: Annotated[float, Form(ge=0, le=2, allow_inf_nan=False)] = 0.0,
+    notes: Annotated[float, Form(ge=0, le=1, allow_inf_nan=False)] = NOTED,
 ) -> Response:
-    """The words of a recording of at most ten minutes."""
+    """The words of a recording of at most ten minutes. `notes` is that of `transcribe`."""
     one = asking.find(models_of(request), model, "transcriptions")
     sound = await asyncio.to_thread(heard, await file.read())
     if sound.seconds > MOST_SECONDS:
         raise bad(f"the sound has {sound.seconds:.0f} seconds, at most {MOST_SECONDS}", "file")
-    made = await called(request, one, lambda: spoken(one.model, sound, language, prompt, temperature))
+    made = await called(request, one, lambda: spoken(one.model, sound, language, prompt, temperature, notes))
     if response_format == "text":
         return PlainTextResponse(made["text"] + "\n")
     return JSONResponse(made if response_format == "verbose_json" else {"text": made["text"]})

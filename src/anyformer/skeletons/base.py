@@ -288,12 +288,13 @@ def check_gaps(model: Any, keep: Tensor, name: str) -> None:
     """Raises ValueError for padding in the middle of a text, if a part of the model would count it as text."""
     if not checks.readable(keep) or isinstance(keep.shape[1], torch.SymInt):
         return
-    counting = next((m for m in model.modules() if isinstance(m, Part) and not m.skips_gaps()), None)
-    if counting is None:
-        return
     ends = keep[:, :-1] & ~keep[:, 1:]
     later = keep.flip(1).cummax(1).values.flip(1)[:, 1:]  # (B, T - 1) True if a real token is here or later
-    if keep.shape[1] > 1 and bool((ends & later).any()):
+    gaps = (ends & later).any()
+    if keep.device.type == "cpu" and not gaps:  # known at once, where a walk over the model takes longer
+        return
+    counting = next((m for m in model.modules() if isinstance(m, Part) and not m.skips_gaps()), None)
+    if counting is not None and bool(gaps):
         raise ValueError(
             f"{name} has padding in the middle of a text, and {type(counting).__name__} counts positions or carries a "
             "state from token to token: it would read the gap as text; put padding on the left or on the right"

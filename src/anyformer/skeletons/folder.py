@@ -45,7 +45,7 @@ class Folder(Skeleton, Part):
         lines: rows of pairs that attention takes at a time, by default all; the numbers are the same.
     """
 
-    lesson = (120, 1e-2)  # each pass reads what the one before says
+    lesson = (120, 2e-2)  # each pass reads what the one before says
     pairs: ClassVar[frozenset[str]] = frozenset({"beside.pair", "heads.distogram", "heads.ptm"})
 
     def __init__(

@@ -82,26 +82,25 @@ class InvariantPointAttention(PairPart):
         nn.init.constant_(self.weights, ONE)
 
     def forward(self, x: Tensor, z: Tensor, frames: Frames, flow: Flow) -> Tensor:
-        weights = self.attention(x, z, frames, flow)  # (B, H, L, L)
+        k, v = self._split(self.kv(x), 2 * self.head_dim).chunk(2, -1)  # (B, L, H, K)
+        points = self._moved(self.kv_points(x), frames)  # (B, L, H, queries + P, 3)
+        weights = self.attention(x, z, k, points[..., : self.queries, :], frames, flow)  # (B, H, L, L)
         if flow.taps is not None and flow.taps.wants(self, "weights"):
             flow.taps.put(self, "weights", weights)
-        _, v = self._split(self.kv(x), 2 * self.head_dim).chunk(2, -1)  # (B, L, H, K)
         y = torch.einsum("bhij,bjhk->bihk", weights, v.to(weights.dtype)).flatten(2)
-        points = self._moved(self.kv_points(x), frames)[..., self.queries :, :]  # (B, L, H, P, 3)
-        seen = torch.einsum("bhij,bjhpx->bihpx", weights.to(points.dtype), points)
+        seen = torch.einsum("bhij,bjhpx->bihpx", weights.to(points.dtype), points[..., self.queries :, :])
         seen = frames[..., None, None].inverse_apply(seen)
         lengths = torch.sqrt(seen.square().sum(-1) + self.eps)
         pairs = torch.einsum("bhij,bijc->bihc", weights, z.to(weights.dtype)).flatten(2)
         axes = [seen[..., axis].flatten(2) for axis in range(3)]
         return self.o(torch.cat((y, *axes, lengths.flatten(2), pairs), -1).to(x.dtype))
 
-    def attention(self, x: Tensor, z: Tensor, frames: Frames, flow: Flow) -> Tensor:
-        """The weights, (B, H, L, L), in float32."""
-        q, k = self._split(self.q(x), self.head_dim), self._split(self.kv(x), 2 * self.head_dim)[..., : self.head_dim]
+    def attention(self, x: Tensor, z: Tensor, k: Tensor, others: Tensor, frames: Frames, flow: Flow) -> Tensor:
+        """The weights, (B, H, L, L), in float32; k (B, L, H, K), and its points (B, L, H, P, 3)."""
+        q = self._split(self.q(x), self.head_dim)
         scores = torch.einsum("bihk,bjhk->bhij", wide(q), wide(k)) * (3 * self.head_dim) ** -0.5
         scores = scores + 3**-0.5 * wide(self.bias(z)).permute(0, 3, 1, 2)
         own = self._moved(self.q_points(x), frames)  # (B, L, H, P, 3)
-        others = self._moved(self.kv_points(x), frames)[..., : self.queries, :]
         apart = sum((own[:, :, None, ..., i] - others[:, None, ..., i]).square() for i in range(3))  # (B, L, L, H, P)
         scale = F.softplus(wide(self.weights)) * (3 * self.queries * 9 / 2) ** -0.5
         scores = scores - 0.5 * (torch.as_tensor(apart).sum(-1) * scale).permute(0, 3, 1, 2)
