@@ -188,13 +188,14 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
     with torch.no_grad():
         found = teacher.eval()(**task.medium.batch(learn, OWN, [0])).logits
     if found is None or found.ndim != 2:
+        teacher = _headed(teacher, task.outputs)
         needed = pace(teacher, task, OWN, half) * len(learn.labels) / min(SIZE, len(learn.labels))
         alone = max(seconds / 2, seconds - needed / 3 * (1 + more))  # reading a text is a third of learning from it
         if needed > alone:
             say(f"no teacher: to learn from each text once takes {needed:.0f} s, and it has {alone:.0f} s")
             learn.ids.pop(OWN, None)
             return None
-        teacher, seconds = _headed(teacher, task.outputs), seconds - alone
+        seconds -= alone
         say(f"the teacher learns the task, {alone:.0f} s")
         fit(teacher, task, OWN, alone, FINE, half=half, say=say)
         hub.save(teacher, out, overwrite=True)
@@ -231,15 +232,14 @@ def teach(task: Task, teacher: Any, seconds: float, more: int, out: Path, say: S
 
 
 def pace(model: Any, task: Task, vocab: int | None, half: bool) -> float:
-    """About the seconds of a step: three times a pass over drawn rows, of which the first one only warms up."""
-    took, drawn = list[float](), task.draws(task.parts["learn"], vocab, SIZE, random.Random(0))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        for rows in itertools.islice(drawn, 5):
-            batch = task.medium.batch(task.parts["learn"], vocab, rows)
-            began = clock()
-            model(**batch)
-            took.append(clock() - began)
-    return 3 * mean(took[1:])
+    """About the seconds of a step, without the optimizer: drawn rows there and back, of which the first warm up."""
+    took, part, run = list[float](), task.parts["learn"], logits_of(model, half)
+    for rows in itertools.islice(task.draws(part, vocab, SIZE, random.Random(0)), 4):
+        began = clock()
+        loss(task, part, rows, run(**task.medium.batch(part, vocab, rows))).backward()
+        took.append(clock() - began)
+    model.zero_grad()
+    return mean(took[1:])
 
 
 def _headed(model: Any, outputs: int) -> Any:

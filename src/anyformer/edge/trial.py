@@ -19,7 +19,7 @@ from anyformer.generate.engine.processor import flags
 from anyformer.hub.formats.guard import atomic_write
 
 TRIAL = 0.1  # of the time, of each of the two
-STEPS = 100  # that an heir needs before it says anything: with fewer it was behind what it passed later
+STEPS = 400  # that an heir needs before it says anything: with fewer it was behind what it passed later
 
 
 def trial(design: Any) -> dict[str, Any]:
