@@ -104,18 +104,30 @@ def test_roles_in_blocks_are_those_of_the_whole(name, monkeypatch):
         torch.testing.assert_close(made.scores[role], scores, rtol=1e-5, atol=1e-6)
 
 
-def test_a_text_of_4000_tokens_is_explained_in_bounded_memory(tmp_path, monkeypatch):
-    """No tensor of all pairs, 16 million for each head: the largest one is a block, or grows with the length."""
+@pytest.fixture
+def long(monkeypatch):
+    """A model, and the ids of a text of 4,000 tokens, which has 16 million pairs."""
+    monkeypatch.setattr(blocks, "NUMBERS", 1 << 20)
     monkeypatch.setattr(maps_module, "MOST", blocks.NUMBERS)
     model = af.build("llama", "tiny", vocab=257, context=4096, heads=2, kv_heads=1, depth=1, seed=0).eval()
     model.tokenizer = Tokenizer.bytes_level()
-    ids = torch.randint(32, 126, (1, 4000), generator=torch.Generator().manual_seed(0))
+    return model, torch.randint(32, 126, (1, 4000), generator=torch.Generator().manual_seed(0))
+
+
+def test_a_text_of_4000_tokens_is_explained_in_bounded_memory(long):
+    """No tensor of all pairs of a head: the largest one is a block, or grows with the length."""
+    model, ids = long
     with Largest() as largest:
         made = report(model, Reading({"input_ids": ids}, "text", "4000 tokens"), method="grad")
     assert largest.most <= max(blocks.NUMBERS, 4000 * 257 * 2)
     (maps,) = made.data["maps"]
     assert (maps["rows"], maps["columns"]) == (4000, 4000) and maps["cell"] >= 4 and maps["rollout"]
     assert len(made.html().encode()) <= 3_000_000
+
+
+def test_attention_over_4000_tokens_is_looked_at_in_bounded_memory(long, tmp_path):
+    """Apart from the test above: what that one held is free."""
+    model, ids = long
     with Largest() as largest:
         looked = attention_row(model, ids[0, :3990].tolist(), ids[0, 3990:].tolist())
     assert looked.rows[0].weights.shape == (2, 3999) and largest.most <= 4000 * 257

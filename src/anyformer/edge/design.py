@@ -234,7 +234,7 @@ class Design:
                 self._teach()
                 self.tried = trial(self)
                 self.left -= self.tried.get("seconds", 0)
-                self.parts = LED if self.tried.get("heirs") else PARTS
+                self.parts = LED if self.tried.get("ahead") else PARTS
             weights = Shared(self.space, self.wish.seed, self.vectors)
             seconds = self.parts["shared"] * self.left
             self.say(f"all models share their weights for {seconds:.0f} s")

@@ -1,7 +1,7 @@
 """A trial at the beginning of a design: an heir of the teacher and the largest uniform model learn alone for one time.
 
-What they learn is not lost: both go on from it in the race. If the heir is ahead, models that begin anew get less of
-the time that is left; if it is behind, it is left out.
+What they learn is not lost: both go on from it in the race, also an heir that is behind, since it learns late. If it is
+ahead, models that begin anew get less of the time that is left.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def trial(design: Any) -> dict[str, Any]:
         made[key(choice)].load_state_dict(weights)
     ahead = kept["found"][0] > kept["found"][1]
     point = replace(heir, metric=kept["found"][0])
-    return {"models": made, "seconds": kept["seconds"], "heirs": [point] if ahead else []}
+    return {"models": made, "seconds": kept["seconds"], "heirs": [point], "ahead": ahead}
 
 
 def learned(design: Any, model: Any, choice: Choice, seconds: float, seed: int = 0, say: Any = None) -> float:
