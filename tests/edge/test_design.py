@@ -235,7 +235,7 @@ def test_the_commands_of_the_document_are_understood(
     text = (Path(__file__).parents[2] / "docs" / "edge.md").read_text(encoding="utf-8")
     commands = re.findall(r"^anyformer (edge (?:.*\\\n)*.*)$", text, re.M)
     texts = [command for command in commands if "--model" not in command]
-    assert len(texts) == 6
+    assert len(texts) == 5
     for command in texts:
         args = shlex.split(command.replace("\\\n", " "))
         for name, value in {"--task": wish.task, "--size": "1kB", "--out": str(tmp_path / "out")}.items():
