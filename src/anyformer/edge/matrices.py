@@ -22,32 +22,41 @@ NODES = {8: 461, 4: 808}  # bytes of the nodes that multiply out one matrix
 WHOLE_NODES = 600  # of those that compute its whole numbers, and multiply them
 
 
+class _Nodes:
+    """New nodes of a graph, named `name`.1, `name`.2, …, and constants."""
+
+    def __init__(self, graph: Any, name: str):
+        self.graph, self.name, self.made = graph, name, list[Any]()
+
+    def __call__(self, kind: str, *given: Any, **attributes: Any) -> Any:
+        """The output of a new node."""
+        import onnx_ir as ir
+
+        self.made.append(ir.node(kind, list(given), attributes or None))
+        self.made[-1].outputs[0].name = f"{self.name}.{len(self.made)}"
+        return self.made[-1].outputs[0]
+
+    def constant(self, value: np.ndarray, kind: str) -> Any:
+        """A constant of a name, which several nodes can share."""
+        import onnx_ir as ir
+
+        if kind not in self.graph.initializers:
+            tensor = ir.tensor(value, name=kind)
+            shape, number = ir.Shape(value.shape), ir.TensorType(tensor.dtype)
+            self.graph.register_initializer(ir.Value(name=kind, shape=shape, type=number, const_value=tensor))
+        return self.graph.initializers[kind]
+
+
 def multiplied_out(graph: Any, name: str, grid: Grid, number: int) -> None:
     """Puts codes, scales and zeros, and the nodes that multiply them out, in place of a matrix."""
-    import onnx_ir as ir
 
     if grid.bits not in (4, 8):
         raise ValueError(f"{name}: an ONNX file stores 4 or 8 bits, and it has {grid.bits}")
     old = graph.initializers.get(name)
     if old is None:
         raise ValueError(f"{name} is in few bits, and the exported graph has no matrix of that name")
-    nodes: list[Any] = []
-
-    def constant(value: np.ndarray, kind: str) -> Any:
-        if kind in graph.initializers:  # numbers that several matrices share
-            return graph.initializers[kind]
-        tensor = ir.tensor(value, name=kind)
-        shape = ir.Shape(value.shape)
-        made = ir.Value(name=kind, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.initializers[kind] = made
-        return made
-
-    def node(kind: str, *given: Any, **attributes: Any) -> Any:
-        made = ir.node(kind, list(given), attributes or None)
-        made.outputs[0].name = f"w{number}.{len(nodes)}"
-        nodes.append(made)
-        return made.outputs[0]
-
+    node = _Nodes(graph, f"w{number}")
+    constant = node.constant
     q = constant(grid.codes.numpy(), f"w{number}.q")
     if grid.bits == 4:  # the low half of each byte comes first
         halves = [
@@ -67,7 +76,7 @@ def multiplied_out(graph: Any, name: str, grid: Grid, number: int) -> None:
     w = node("Reshape", w, constant(np.array(wide), f"w.{wide}"))
     if wide[1] != grid.columns:
         w = node("Slice", w, *(constant(np.array([n]), f"w.[{n}]") for n in (0, grid.columns, 1)))
-    graph.insert_before(graph[0], nodes)
+    graph.insert_before(graph[0], node.made)
     for user, place in list(old.uses()):
         user.replace_input_with(place, w)
     del graph.initializers[name]
@@ -135,24 +144,11 @@ def _seven(graph: Any, grid: Grid, name: str) -> list[Any]:
 
 def _sevened(graph: Any, matrix: Any, name: str) -> list[Any]:
     """q and s as nodes without inputs that compute them from a matrix; `name`: of what is new."""
-    import onnx_ir as ir
-
-    nodes: list[Any] = []
-
-    def node(kind: str, *given: Any, **attributes: Any) -> Any:
-        nodes.append(ir.node(kind, list(given), attributes or None))
-        nodes[-1].outputs[0].name = f"{name}.q{len(nodes)}"
-        return nodes[-1].outputs[0]
-
-    def constant(value: np.ndarray, kind: str) -> Any:
-        if kind not in graph.initializers:
-            graph.register_initializer(ir.Value(name=kind, const_value=ir.tensor(value, name=kind)))
-        return graph.initializers[kind]
-
+    node = _Nodes(graph, name)
     w = node("Transpose", matrix, perm=[1, 0])  # (I, O)
-    most = node("ReduceMax", node("Abs", w), constant(np.array([0]), "w.first"), keepdims=0)
-    least = constant(np.array(LEAST, np.float32), "w.least")
-    s = node("Div", node("Max", most, least), constant(np.array(MOST, np.float32), "w.most"))
+    most = node("ReduceMax", node("Abs", w), node.constant(np.array([0]), "w.first"), keepdims=0)
+    least = node.constant(np.array(LEAST, np.float32), "w.least")
+    s = node("Div", node("Max", most, least), node.constant(np.array(MOST, np.float32), "w.most"))
     q = node("Cast", node("Round", node("Div", w, s)), to=3)
-    graph.insert_before(graph[0], nodes)
+    graph.insert_before(graph[0], node.made)
     return [q, s]
