@@ -99,7 +99,7 @@ def changed(scores: Iterable[Score], call: Call, bias: Bias | None) -> tuple[Ten
     return q, total if biases else None, cap
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a compiler hashes it before it has a module
 class StackBias(Companion):
     """The relative bias that a stack owns and all its layers add to their scores (T5)."""
 
