@@ -216,7 +216,7 @@ def _write(design: Design, model: Any, vocab: int | None, folder: Path) -> tuple
 def as_it_runs(
     design: Design, model: Any, work: few.Work, vocab: int | None, folder: Path, before: Tensor, off: float
 ) -> tuple[Tensor, float, str]:
-    """What a file answers whose runtime rounds more than the model's matrices.
+    """The answers of a file whose runtime rounds more than the model's matrices.
 
     Args:
         model: as it is stored. before: its answers on the rows of the test. off: the difference of the same numbers in

@@ -49,7 +49,6 @@ class _Nodes:
 
 def multiplied_out(graph: Any, name: str, grid: Grid, number: int) -> None:
     """Puts codes, scales and zeros, and the nodes that multiply them out, in place of a matrix."""
-
     if grid.bits not in (4, 8):
         raise ValueError(f"{name}: an ONNX file stores 4 or 8 bits, and it has {grid.bits}")
     old = graph.initializers.get(name)
@@ -131,15 +130,10 @@ def in_whole_numbers(graph: Any, grids: Mapping[str, Grid]) -> set[str]:
 
 def _seven(graph: Any, grid: Grid, name: str) -> list[Any]:
     """q and s of a matrix, kept in the file; `name`: of what is new."""
-    import onnx_ir as ir
-
-    w = grid.dequantised()
+    w, node = grid.dequantised(), _Nodes(graph, name)
     scale = w.abs().amax(1).clamp(min=LEAST) / MOST
-    given = {"q": (w / scale[:, None]).round().to(torch.int8).T.contiguous().numpy(), "s": scale.numpy()}
-    made = [ir.Value(name=f"{name}.{n}", const_value=ir.tensor(v, name=f"{name}.{n}")) for n, v in given.items()]
-    for value in made:
-        graph.register_initializer(value)
-    return made
+    q = (w / scale[:, None]).round().to(torch.int8).T.contiguous()
+    return [node.constant(q.numpy(), f"{name}.q"), node.constant(scale.numpy(), f"{name}.s")]
 
 
 def _sevened(graph: Any, matrix: Any, name: str) -> list[Any]:
