@@ -191,16 +191,8 @@ class Target(ABC):
             parts: models of one layer, or of none, by the name of their row. own: the page's own least layer.
             build: a model in floats of a choice.
         """
-        runs = dict[str, Probe]()
-
-        def probe(choice: Choice) -> str:
-            name = key(choice)
-            if name not in runs:
-                path = folder / f"{len(runs)}{Path(self.file).suffix}"
-                runs[name] = self._probe(build(choice), choice, path)
-            return name
-
-        sums: Sums = {}
+        runs, sums = dict[str, Probe](), Sums()
+        probe = self._prober(runs, build, folder)
         for name, part in parts.items():
             stream = {n: v for n, v in part.items() if "." not in n and n not in ("pool", "tied")}
             one = probe({**stream, "depth": 1, **own})
@@ -210,6 +202,18 @@ class Target(ABC):
             if part["depth"] == 0:
                 sums[name] = [(1, probe({**part, "depth": 1, **own})), *((-f, n) for f, n in sums[name])]
         return runs, sums
+
+    def _prober(self, runs: dict[str, Probe], build: Callable[[Choice], Any], folder: Path) -> Callable[[Choice], str]:
+        """The function that writes the file of a choice once, adds its probe to `runs`, and gives its name there."""
+
+        def probe(choice: Choice) -> str:
+            name = key(choice)
+            if name not in runs:
+                path = folder / f"{len(runs)}{Path(self.file).suffix}"
+                runs[name] = self._probe(build(choice), choice, path)
+            return name
+
+        return probe
 
     def _probe(self, model: Any, choice: Choice, path: Path) -> Probe:
         """A whole file of a model as it would be deployed."""

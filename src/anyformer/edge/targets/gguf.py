@@ -26,7 +26,7 @@ from anyformer.core import pages
 from anyformer.core.recipe import Recipe
 from anyformer.edge import artefact
 from anyformer.edge.shared import GROUP
-from anyformer.edge.space import LAYER, PATHS, Choice, Space, key
+from anyformer.edge.space import LAYER, PATHS, Choice, Space
 from anyformer.edge.targets.base import HELD, Probe, Run, Sums, Target, Written
 from anyformer.hub.save_gguf import save_gguf
 from anyformer.hub.text.tokenizer import Tokenizer
@@ -100,15 +100,8 @@ class Gguf(Target):
         self, parts: Mapping[str, Choice], own: Choice, build: Callable[[Choice], Any], folder: Path
     ) -> tuple[dict[str, Probe], Sums]:
         """Layers of one file are alike: a layer is half of what three of them have more than one."""
-        runs = dict[str, Probe]()
-
-        def probe(choice: Choice) -> str:
-            name = key(choice)
-            if name not in runs:
-                runs[name] = self._probe(build(choice), choice, folder / f"{len(runs)}.gguf")
-            return name
-
-        sums: Sums = {}
+        runs, sums = dict[str, Probe](), Sums()
+        probe = self._prober(runs, build, folder)
         for name, part in parts.items():
             stream = {n: v for n, v in part.items() if "." not in n and n != "tied"}
             layer = own if part["depth"] == 0 else {n: v for n, v in part.items() if "." in n}
